@@ -1,0 +1,61 @@
+# The one door: every target sets up what it needs. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+ARGS ?=
+STEPS ?= 800000
+IMAGES ?= 50000
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train sample evaluate test test-all lint format ci table2 lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with the pinned dependencies and this package
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps -e .
+	@touch $@
+
+train: $(STAMP) ## Train with the defaults (ARGS="schedule=cosine ..." changes them)
+	$(BIN)/python train.py $(ARGS)
+
+sample: $(STAMP) ## Draw images: make sample ARGS="checkpoint=runs/ddpm/default"
+	$(BIN)/python sample.py $(ARGS)
+
+evaluate: $(STAMP) ## Score a checkpoint: make evaluate ARGS="checkpoint=runs/ddpm/default"
+	$(BIN)/python evaluate.py $(ARGS)
+
+table2: $(STAMP) ## Ho et al. (2020), Table 2: make table2 STEPS=2000 IMAGES=1000 [ARGS="data=digits ..."]
+	$(BIN)/python -m ddpm.tables table2 --steps $(STEPS) --images $(IMAGES) -- $(ARGS)
+
+test: $(STAMP) ## The tests, in minutes
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP) ## The slow tests too
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## Formatting, lint, types and the floors of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ci: lint test ## What has to pass
+
+lock: $(STAMP) ## Pin the newest versions that fit pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+
+clean: ## Remove what was built, not what was trained
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,21 @@
+"""Draw images from a trained model: `python sample.py checkpoint=runs/ddpm/default num_images=64`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from ddpm.cli import plain, verb
+
+
+@verb
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> None:
+    """Check, open, draw."""
+    config = plain(cfg)
+
+    from ddpm.drawing import draw_images
+
+    draw_images(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The only place where the graph of objects is wired: from a resolved config and the facts of the data.
+
+The graph is fixed by the mathematics and only its leaves are choices. Impossible or silly pairs are
+refused here, before anything runs.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from ddpm.data.facts import Facts
+from ddpm.data.image_data import ImageData
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.errors import Refused
+from ddpm.instantiate import make
+from ddpm.metric import DataMetric, SampleMetric
+from ddpm.module import DiffusionModule
+from ddpm.objective import Objective
+from ddpm.prediction import Prediction
+from ddpm.sampler import Sampler
+from ddpm.schedule import NoiseSchedule
+from ddpm.sigma import Sigma
+
+Config = dict[str, Any]
+
+
+def build_data(cfg: Config) -> ImageData:
+    """The data set of a config; it opens its files when it is first asked for images."""
+    data: ImageData = make(cfg["data"], "data", seed=cfg["seed"])
+    return data
+
+
+def build_diffusion(cfg: Config, facts: Facts) -> GaussianDiffusion:
+    """The model of a config for data of these facts, with fresh weights from the global generator."""
+    schedule = NoiseSchedule(make(cfg["schedule"], "schedule"))
+    sigma: Sigma = make(cfg["sigma"], "sigma")
+    prediction: Prediction = make(cfg["prediction"], "prediction")
+    refuse_prediction(prediction, schedule)
+    network = make(
+        cfg["model"], "model", shape=facts.shape, num_classes=facts.num_classes, learned=sigma.learned
+    )
+    network = network.to(memory_format=torch.channels_last)
+    return GaussianDiffusion(network, schedule, sigma, prediction, facts.num_levels)
+
+
+def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
+    """The model in training."""
+    diffusion = build_diffusion(cfg, facts)
+    objective: Objective = make(cfg["objective"], "objective")
+    refuse_objective(objective, diffusion)
+    if not 0 <= cfg["label_dropout"] < 1:
+        raise Refused(f"label_dropout is {cfg['label_dropout']}; it must lie in [0, 1).")
+    optimizer = make(cfg["optimizer"], "optimizer")
+    optimizer([torch.nn.Parameter(torch.zeros(1))])
+    return DiffusionModule(
+        diffusion,
+        objective,
+        make(cfg["timestep"], "timestep", num_steps=diffusion.num_steps),
+        optimizer=optimizer,
+        lr_factor=make(cfg["lr_schedule"], "lr_schedule", max_steps=cfg["trainer"]["max_steps"]),
+        seed=cfg["seed"],
+        batch_size=cfg["data"]["batch_size"],
+        label_dropout=cfg["label_dropout"],
+        card={"config": cfg, "facts": facts.as_dict()},
+    )
+
+
+def build_sampler(cfg: Config, diffusion: GaussianDiffusion) -> Sampler:
+    """The sampler of a config, if it can walk this model."""
+    sampler: Sampler = make(cfg["sampler"], "sampler")
+    visited = sampler.times(diffusion.num_steps)
+    strided = len(visited) <= diffusion.num_steps
+    if strided and not diffusion.sigma.strided and not sampler.has_own_sigma:
+        raise Refused(
+            "sigma=learned is the log-variance of one step and can not be strided; take "
+            "sampler.num_steps=null, sampler=ddim, or sample with sigma=beta_tilde."
+        )
+    return sampler
+
+
+def build_metrics(cfg: Config) -> dict[str, SampleMetric | DataMetric]:
+    """The metrics of a config by the names of their scores."""
+    chosen = {key: make(node, f"metric.{key}") for key, node in (cfg.get("metric") or {}).items()}
+    return {metric.name: metric for metric in chosen.values()}
+
+
+def build_callbacks(cfg: Config, folder: Path, data: ImageData, module: DiffusionModule) -> list[Callback]:
+    """The callbacks of a config, in its order; those of ours are handed what they ask for."""
+    available = {
+        "folder": folder,
+        "data": data,
+        "shape": data.facts.shape,
+        "metrics": build_metrics(cfg),
+        "monitor": cfg["optimized_metric"],
+        "sampler": build_sampler(cfg, module.diffusion),
+        "seed": cfg["seed"],
+        "batch_size": data.batch_size,
+    }
+    nodes = (cfg.get("callbacks") or {}).items()
+    return [make(node, f"callbacks.{key}", **available) for key, node in nodes]
+
+
+def build_loggers(cfg: Config, folder: Path) -> list[Logger]:
+    """The loggers of a config, writing under the run's folder."""
+    nodes = (cfg.get("logger") or {}).items()
+    return [make(node, f"logger.{key}", folder=folder, save_dir=folder) for key, node in nodes]
+
+
+def refuse_prediction(prediction: Prediction, schedule: NoiseSchedule) -> None:
+    """x_0 can not be had from eps where nothing of it is left in x_T."""
+    last = torch.tensor([schedule.num_steps])
+    if prediction.needs_signal and schedule.alpha_bar(last).item() == 0:
+        raise Refused(
+            "this schedule ends at alpha_bar_T = 0, where prediction=epsilon tells nothing of x_0; "
+            "choose prediction=velocity, x0 or mean."
+        )
+
+
+def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None:
+    """Every output of the network needs a gradient, and L_0 needs levels."""
+    if diffusion.sigma.learned and not objective.trains_sigma:
+        raise Refused(
+            "this objective gives a learned sigma no gradient; choose objective=hybrid or vlb, "
+            "or a fixed sigma (beta, beta_tilde)."
+        )
+    if objective.only_for_learned and not diffusion.sigma.learned:
+        raise Refused(
+            "this objective trains a learned sigma; choose sigma=learned_range or learned, or objective=simple."
+        )
+    if objective.needs_levels and diffusion.num_levels is None:
+        raise Refused("this objective bounds a discrete likelihood, but the data have no grey levels; choose simple.")
+
+
+def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[Logger], **plugins: Any) -> Trainer:
+    """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
+    node = dict(cfg["trainer"])
+    node["precision"] = precision(node["precision"], node["accelerator"])
+    if isinstance(node.get("val_check_interval"), int):
+        node["val_check_interval"] *= node["accumulate_grad_batches"]
+    trainer: Trainer = make(node, "trainer", callbacks=list(callbacks), logger=list(loggers), **plugins)
+    return trainer
+
+
+def refuse_batch(batch_size: int, trainer: Trainer) -> None:
+    """The global batch is shared out evenly."""
+    shares = trainer.world_size * trainer.accumulate_grad_batches
+    if batch_size % shares:
+        raise Refused(
+            f"data.batch_size={batch_size} is the global batch and can not be shared out over {shares} parts "
+            f"(ranks x trainer.accumulate_grad_batches); take a multiple of {shares}."
+        )
+
+
+def precision(asked: str, accelerator: str) -> str:
+    """What `auto` means here: bf16-mixed where the processor multiplies bf16 natively, else float32."""
+    if asked != "auto":
+        return asked
+    if accelerator != "cpu" and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return "bf16-mixed" if native else "32-true"

@@ -1,0 +1,1 @@
+"""What happens beside training: averaging, watching, timing, showing and writing it down."""

@@ -1,0 +1,84 @@
+"""The scores of the model every n steps, and the best checkpoint by one of them."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from ddpm.callbacks.checkpoint import BEST
+from ddpm.callbacks.every import EveryNSteps, measuring
+from ddpm.data.image_data import ImageData
+from ddpm.errors import Refused
+from ddpm.evaluation import Evaluation
+from ddpm.metric import DataMetric, SampleMetric
+from ddpm.sampler import Sampler
+from ddpm.sampling import SamplingModule
+
+
+class Evaluate(EveryNSteps):
+    """Runs the metrics on the averaged weights, on all ranks, and logs them as score/NAME.
+
+    num_images, batch_size  how many samples the sample metrics look at, and in batches of what size
+    monitor                 the score whose best value so far is kept as `best.ckpt`; None keeps none
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int,
+        num_images: int,
+        batch_size: int,
+        monitor: str | None,
+        metrics: dict[str, SampleMetric | DataMetric],
+        data: ImageData,
+        sampler: Sampler,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        super().__init__(every_n_steps=every_n_steps)
+        self.evaluation = Evaluation(metrics, data, num_images, batch_size)
+        self.sampler, self.shape, self.seed = sampler, data.facts.shape, seed
+        if monitor is not None and monitor not in metrics:
+            raise Refused(
+                f"optimized_metric={monitor} is not measured; choose one of {', '.join(metrics) or 'none'}, "
+                "add it to metric=[...], or set optimized_metric=null."
+            )
+        self.monitor, self.best_path = monitor, folder / "checkpoints" / BEST
+        self.best: float | None = None
+        self.scores: dict[str, float] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.evaluation.prepare()
+
+    def act(self, trainer: Trainer, module: LightningModule) -> None:
+        with measuring(trainer, module):
+            model = SamplingModule(
+                module.diffusion,  # type: ignore[arg-type]
+                self.sampler,
+                shape=self.shape,
+                seed=self.seed,
+                label=None,
+                guidance=1.0,
+            )
+            self.scores = self.evaluation.run(model.to(module.device), trainer.global_rank, trainer.world_size)
+        for name, value in self.scores.items():
+            for logger in trainer.loggers:
+                logger.log_metrics({f"score/{name}": value}, step=trainer.global_step)
+        self._keep_best(trainer)
+
+    def _keep_best(self, trainer: Trainer) -> None:
+        if self.monitor is None:
+            return
+        value, sign = self.scores[self.monitor], self._sign(self.monitor)
+        if self.best is None or sign * value > sign * self.best:
+            self.best = value
+            trainer.save_checkpoint(self.best_path)
+
+    def _sign(self, name: str) -> int:
+        return 1 if self.evaluation.metrics[name].larger_is_better else -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "scores": self.scores}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.scores = state_dict["best"], state_dict["scores"]

@@ -1,0 +1,71 @@
+"""What the three verbs share: bad input ends in one sentence, and a sweep ends in a table.
+
+Light on purpose: `--help` and `--cfg job` must not wait for torch.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ddpm import sweep
+from ddpm.errors import Refused
+
+EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, PermissionError)
+
+
+def verb(app: Callable[[], Any]) -> Callable[[], None]:
+    """Run a Hydra application; what a user did wrong is told in one message, without a traceback.
+
+    HYDRA_FULL_ERROR=1 shows the whole traceback.
+    """
+
+    @wraps(app)
+    def run() -> None:
+        wants_traceback = os.environ.get("HYDRA_FULL_ERROR") not in (None, "", "0")
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand errors on instead of printing them
+        try:
+            app()
+        except EXPECTED as error:
+            if wants_traceback:
+                raise
+            sys.exit(f"error: {sentence(error)}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; resume=auto goes on from the last checkpoint.")
+        finally:
+            sweep.finish()
+
+    return run
+
+
+def sentence(error: BaseException) -> str:
+    """What an error says, on as few lines as it needs. Errors of Hydra keep their list of choices."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith("Set the environment variable"))
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain containers, every interpolation resolved; missing values are refused."""
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise Refused(f"{', '.join(missing)} must be given, as in {missing[0]}=VALUE.")
+    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    return resolved
+
+
+def overrides() -> list[str]:
+    """What this job changes of the defaults, apart from what only says where and how long it runs."""
+    unnamed = ("name=", "resume=", "runs=")
+    return [text for text in HydraConfig.get().overrides.task if not text.startswith(unnamed)]
+
+
+def in_sweep() -> bool:
+    """Is this job one of a multirun?"""
+    return HydraConfig.get().mode == RunMode.MULTIRUN

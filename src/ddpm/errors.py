@@ -1,0 +1,5 @@
+"""The one exception a user is meant to read."""
+
+
+class Refused(ValueError):
+    """A demand that can not be met: its message is one sentence that names the thing and the remedy."""

@@ -1,0 +1,102 @@
+"""Evaluation: what a set of metrics says of a model, whether a training run or `evaluate.py` asks.
+
+Sample metrics look at images 0, ..., num_images - 1 of a seed, data metrics at images of the data. Both are
+dealt out to the ranks as fixed ranges of indices, and reduce by themselves.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from ddpm.data.image_data import ImageData
+from ddpm.data.stream import index_batches
+from ddpm.errors import Refused
+from ddpm.metric import DataMetric, SampleMetric, Scores
+from ddpm.sampling import SamplingModule
+
+
+class Evaluation:
+    """Some metrics by name, and how many samples they look at in batches of what size on each rank.
+
+    Raises Refused for fewer than two samples or an empty batch.
+    """
+
+    def __init__(
+        self, metrics: Mapping[str, SampleMetric | DataMetric], data: ImageData, num_images: int, batch_size: int
+    ) -> None:
+        self.metrics, self.data, self.num_images, self.batch_size = metrics, data, num_images, batch_size
+        self.of_data = [metric for metric in metrics.values() if isinstance(metric, DataMetric)]
+        self.of_samples = Scores(metric for metric in metrics.values() if isinstance(metric, SampleMetric))
+        if num_images < 2 and self.of_samples.metrics:
+            raise Refused(f"num_images is {num_images}, but scores of samples need at least 2.")
+        if batch_size < 1:
+            raise Refused(f"the batch size of an evaluation is {batch_size}; it must be at least 1.")
+
+    def prepare(self) -> None:
+        """Get all weights and reference statistics, so that what is missing shows before a run starts."""
+        self.of_samples.prepare(self.data)
+        for metric in self.of_data:
+            metric.prepare(self.data)
+
+    def sample_batches(self, rank: int, world_size: int) -> list[Tensor]:
+        """The indices of the samples that fall to a rank; none if no metric looks at samples."""
+        count = self.num_images if self.of_samples.metrics else 0
+        return index_batches(count, self.batch_size, rank, world_size)
+
+    def reset(self, device: torch.device) -> None:
+        """Start over, with the extractors on this device."""
+        self.of_samples.reset(self.num_images)
+        self.of_samples.to(device)
+        for metric in self.of_data:
+            metric.reset()
+
+    def results(self) -> dict[str, float]:
+        """The scores of all ranks together; a GPU gets the extractors' memory back."""
+        scores = self.of_samples.compute()
+        self.of_samples.to("cpu")
+        for metric in self.of_data:
+            scores |= metric.compute()
+        return scores
+
+    def protocol(self) -> dict[str, dict[str, Any]]:
+        """What makes each score comparable with another."""
+        return {name: metric.protocol() for name, metric in self.metrics.items()}
+
+    def run(self, model: SamplingModule, rank: int, world_size: int) -> dict[str, float]:
+        """All of it, on the device of the model."""
+        self.reset(model.device)
+        for indices in self.sample_batches(rank, world_size):
+            self.see_samples(model, indices.to(model.device))
+        for metric in self.of_data:
+            for indices in metric.batches(rank, world_size):
+                metric.update(model.diffusion, indices)
+        return self.results()
+
+    def see_samples(self, model: SamplingModule, indices: Tensor) -> None:
+        """Draw the images at these indices and show them to the metrics."""
+        self.of_samples.update(model.predict_step(indices), indices)
+
+
+class ScoringModule(LightningModule):
+    """An evaluation as predict steps, so that it runs on whatever the Trainer runs on."""
+
+    def __init__(self, evaluation: Evaluation, model: SamplingModule) -> None:
+        super().__init__()
+        self.evaluation, self.model = evaluation, model
+
+    def on_predict_start(self) -> None:
+        self.evaluation.reset(self.device)
+
+    def loaders(self, rank: int, world_size: int) -> list[list[Tensor]]:
+        """A rank's samples, then its share of each data metric's images: lists of batches of indices."""
+        of_data = [metric.batches(rank, world_size) for metric in self.evaluation.of_data]
+        return [self.evaluation.sample_batches(rank, world_size), *of_data]
+
+    def predict_step(self, indices: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx == 0:
+            self.evaluation.see_samples(self.model, indices)
+        else:
+            self.evaluation.of_data[dataloader_idx - 1].update(self.model.diffusion, indices)

@@ -1,0 +1,99 @@
+"""The variational bound on -log p(x_0), Ho et al. (2020), Eq. 5, in bits per dimension.
+
+    L_T      KL(q(x_T | x_0) || N(0, I))                               no parameters
+    L_{t-1}  KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t))       t = 2, ..., T
+    L_0      -log p_theta(x_0 | x_1), discretised (Eq. 13)
+
+Rate is everything but L_0, distortion the error of the estimate of x_0 on the scale of the pixels
+(Sec. 4.3).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm.diffusion import GaussianDiffusion, Output
+from ddpm.errors import Refused
+from ddpm.gaussian import Gaussian
+from ddpm.types import Images, Times, times
+
+
+def mean_flat(x: Images) -> Tensor:
+    """The mean over all dimensions but the batch's: (b,)."""
+    return x.flatten(1).mean(1)
+
+
+def prior(diffusion: GaussianDiffusion, x_0: Images) -> Tensor:
+    """L_T of each image, bits/dim, (b,)."""
+    q = diffusion.q(x_0, times(diffusion.num_steps, x_0), times(0, x_0))
+    standard = Gaussian(torch.zeros_like(x_0), torch.zeros_like(q.log_var))
+    return mean_flat(q.kl(standard)) / math.log(2)
+
+
+def term(
+    diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, clip: bool
+) -> Tensor:
+    """L_{t-1} of each image, or L_0 where t = 1, bits/dim, (b,).
+
+    Raises Refused for data without discrete levels, which have no L_0.
+    """
+    if diffusion.num_levels is None:
+        raise Refused("the bound needs data with discrete grey levels; choose objective=simple.")
+    p = diffusion.p(output, x_t, t, t - 1, clip)
+    kl = mean_flat(diffusion.posterior(x_0, x_t, t, t - 1).kl(p))
+    decoder = -mean_flat(p.discretized_log_prob(x_0, diffusion.num_levels))
+    return torch.where(t.flatten() == 1, decoder, kl) / math.log(2)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The bound of some images, term by term: row t - 1 of `kl` and of the errors belongs to time t."""
+
+    prior: Tensor  # L_T (b,), bits/dim
+    kl: Tensor  # L_0, ..., L_{T-1} (T, b), bits/dim
+    x_0_mse: Tensor  # (T, b)
+    eps_mse: Tensor  # (T, b)
+
+    @property
+    def total(self) -> Tensor:
+        """The bound (b,), bits/dim."""
+        return self.prior + self.kl.sum(0)
+
+    @property
+    def distortion(self) -> Tensor:
+        """L_0 (b,), bits/dim."""
+        return self.kl[0]
+
+    @property
+    def rate(self) -> Tensor:
+        """L_1 + ... + L_T (b,), bits/dim."""
+        return self.prior + self.kl[1:].sum(0)
+
+
+def bound(
+    diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], Images], clip: bool = True
+) -> Terms:
+    """The whole bound on -log p(x_0), one network call and one noise(t) a time, for t = 1, ..., T.
+
+    clip is True in the authors' evaluation, False in their training.
+    """
+    rows = [
+        at_time(diffusion, x_0, times(t, x_0), noise(t), clip) for t in range(1, diffusion.num_steps + 1)
+    ]
+    kl, x_0_mse, eps_mse = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Terms(prior(diffusion, x_0), kl, x_0_mse, eps_mse)
+
+
+def at_time(
+    diffusion: GaussianDiffusion, x_0: Images, t: Times, eps: Images, clip: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_{t-1} in bits/dim, and the mean squared errors of x_0 and of eps, at one time: (b,) each."""
+    x_t = diffusion.q(x_0, t, t * 0).sample(eps)
+    output = diffusion(x_t, t)
+    estimate = diffusion.x_0(output, x_t, t, clip)
+    eps_error = (x_0 - estimate) * diffusion.schedule.snr(t).sqrt().to(x_0)
+    kl = term(diffusion, output, x_0, x_t, t, clip)
+    return kl, mean_flat((x_0 - estimate).square()), mean_flat(eps_error.square())

@@ -1,0 +1,48 @@
+"""Where the numbers of a run go, beside its own log."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+
+def wandb(*, project: str, folder: Path) -> WandbLogger:
+    """Weights & Biases: online when logged in, else offline in the run's folder; never a prompt.
+
+    The runs of one `name` form a group. The id of a run is in its folder before its first step, so that
+    all parts of a resumed run are one run.
+    """
+    return WandbLogger(
+        project=project,
+        name=folder.name,
+        save_dir=folder,
+        id=_run_id(folder),
+        offline=_offline(),
+        group=folder.parent.name,
+        settings=_settings(),
+    )
+
+
+def _run_id(folder: Path) -> str:
+    import wandb as library
+
+    file = folder / "wandb_id"
+    if not file.is_file():
+        with suppress(FileExistsError), file.open("x") as new:  # of ranks that start together one writes
+            new.write(library.util.generate_id() + "\n")
+    return file.read_text().strip()
+
+
+def _offline() -> bool:
+    import wandb as library
+
+    mode = os.environ.get("WANDB_MODE")
+    return mode == "offline" if mode else library.api.api_key is None
+
+
+def _settings() -> Any:
+    import wandb as library
+
+    return library.Settings(silent=True, console="off")

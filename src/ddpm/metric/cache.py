@@ -1,0 +1,74 @@
+"""Files that several jobs share: made once, written whole or not at all, made again where corrupt."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ddpm.errors import Refused
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def fingerprint(tensors: Mapping[str, Tensor], *options: object) -> str:
+    """16 hexadecimal digits of the names, types, shapes and contents of tensors, and of plain options."""
+    told = hashlib.sha256(repr(options).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        told.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        told.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return told.hexdigest()[:16]
+
+
+def cached(
+    path: Path, *, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[T, Path], None]
+) -> T:
+    """What the file holds; where it is missing or corrupt, make it and write it.
+
+    One process makes it while the others that want the same file wait, and then read it.
+
+    Raises:
+        Refused: if the folder can not be written.
+    """
+    with _locked(path):
+        if path.exists():
+            try:
+                return read(path)
+            except Exception as fault:  # in whatever way it fails, this is not the file that was written
+                _log.warning("%s is corrupt (%s: %s) and is made again", path, type(fault).__name__, fault)
+        value = make()
+        with _writable(path):
+            part = path.with_name(path.name + ".part")
+            write(value, part)
+            part.replace(path)
+        return value
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path.with_name(path.name + ".lock"))
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Refused(
+            f"the cache folder {path.parent} can not be written ({error.strerror or error}): "
+            "choose another by the metric's option cache=FOLDER"
+        ) from error

@@ -1,0 +1,56 @@
+"""What the metrics ask of a data set: no more than ddpm.data.ImageData gives."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ddpm.data.facts import Batch, Facts
+
+_PROBED = 64
+
+
+@runtime_checkable
+class Images(Protocol):
+    """The images of a split as they are stored."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Levels (b, c, h, w) uint8 and labels (b,) int64."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set, as the metrics see it."""
+
+    @property
+    def facts(self) -> Facts: ...
+
+    def load(self, split: str) -> Images: ...
+
+    def batches(
+        self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None
+    ) -> Iterator[Batch]:
+        """Images in [-1, 1], in order and unflipped."""
+        ...
+
+
+def identity(data: Source, split: str) -> str:
+    """Tells one split from another whose name, shape and count are the same (two folders, an edited
+    file): a hash of these and of up to 64 of its images and labels, evenly spaced."""
+    images = data.load(split)
+    levels, labels = images[evenly(len(images), _PROBED)]
+    told = hashlib.sha256(repr((data.facts.name, split, data.facts.shape, len(images))).encode())
+    for tensor in (levels, labels):
+        told.update(tensor.contiguous().numpy().data)
+    return told.hexdigest()[:16]
+
+
+def evenly(count: int, at_most: int) -> Tensor:
+    """At most so many of the indices 0 ... count - 1, evenly spaced; int64."""
+    chosen = min(count, at_most)
+    return torch.arange(chosen) * count // max(1, chosen)

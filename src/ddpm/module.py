@@ -1,0 +1,127 @@
+"""Training: the loss of a batch, validation, the optimiser.
+
+All randomness of training is drawn here and is a function: t, eps and label drops of (seed, step, position
+in the global batch), dropout of (seed, step, rank). Nothing has to be restored when a run resumes, and any
+number of ranks sees the same batch.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ddpm.data.facts import Batch
+from ddpm.diffusion import GaussianDiffusion
+from ddpm.lr_schedule import Factor
+from ddpm.noise import Stream, normal, scalar, uniform
+from ddpm.objective import Objective
+from ddpm.timestep import Timestep
+from ddpm.types import times
+
+GOLDEN = (5**0.5 - 1) / 2  # frac(i GOLDEN) spreads any run of indices i evenly over [0, 1)
+
+
+class DiffusionModule(LightningModule):
+    """A diffusion in training.
+
+    optimizer      parameters to an optimiser
+    batch_size     of the global batch: ranks x accumulation x micro-batch
+    label_dropout  the share of labels replaced by the null one, for classifier-free guidance
+    card           what a checkpoint tells of itself: the resolved config and the facts of the data
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        objective: Objective,
+        timestep: Timestep,
+        *,
+        optimizer: Callable[[Iterator[Tensor]], Optimizer],
+        lr_factor: Factor,
+        seed: int,
+        batch_size: int,
+        label_dropout: float,
+        card: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.diffusion, self.objective, self.timestep = diffusion, objective, timestep
+        self.make_optimizer, self.lr_factor, self.card = optimizer, lr_factor, card
+        self.seed, self.batch_size, self.label_dropout = seed, batch_size, label_dropout
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss of a micro-batch (Ho et al. 2020, Algorithm 1)."""
+        accumulation = self.trainer.accumulate_grad_batches
+        micro_step = self.global_step * accumulation + batch_idx % accumulation
+        torch.manual_seed(scalar(self.seed, Stream.DROPOUT, micro_step, self.global_rank))
+        step, position = batch.number // self.batch_size, batch.number % self.batch_size
+        t, weights = self.draw_times(step, position)
+        eps = normal(self.seed, Stream.TRAIN_EPS, position, step, batch.images.shape[1:])
+        losses = self.losses(batch, self.kept_labels(batch.labels, step, position), t, eps)
+        if self.timestep.learns:
+            self.seen.append((position, t, losses.detach()))
+        loss = (weights.to(losses) * losses).mean()
+        self.log_training(loss, losses.detach(), t)
+        return loss
+
+    def draw_times(self, step: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+        """t (b,) and the weights of the losses (b,)."""
+        index, shift = self.timestep.spread(position, self.batch_size)
+        u = (uniform(self.seed, Stream.TRAIN_TIME, index, step) + shift) % 1
+        return self.timestep.times(u, self.diffusion.num_steps)
+
+    def kept_labels(self, labels: Tensor, step: Tensor, position: Tensor) -> Tensor:
+        """The labels, of which a share is replaced by the null label."""
+        dropped = uniform(self.seed, Stream.LABEL_DROP, position, step) < self.label_dropout
+        null = getattr(self.diffusion.network, "null_label", None)
+        return labels if null is None else labels.masked_fill(dropped, null)
+
+    def losses(self, batch: Batch, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The objective (b,) of images under their labels, where the network takes them."""
+        conditional = getattr(self.diffusion.network, "null_label", None) is not None
+        diffusion = self.diffusion.given(labels) if conditional else self.diffusion
+        return self.objective(diffusion, batch.images, times(t, batch.images), eps)
+
+    def log_training(self, loss: Tensor, losses: Tensor, t: Tensor) -> None:
+        """The loss, and its mean over each quarter of {1, ..., T} (nan where this batch has none there)."""
+        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        quarter = (t - 1) * 4 // self.diffusion.num_steps
+        for k in range(4):
+            self.log(f"train/loss_quarter_{k + 1}", losses[quarter == k].mean())
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Once a global batch is through, show its losses, in its own order, to the timesteps."""
+        if not self.timestep.learns or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
+        position, t, losses = (self.all_gather(x).flatten() for x in mine)
+        self.seen.clear()
+        order = position.argsort()
+        self.timestep.update(t[order], losses[order])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The loss at one fixed t and eps for each image: a smooth curve, whatever the seed of the run."""
+        u = (batch.number.double() * GOLDEN + 0.5) % 1
+        t = (u * self.diffusion.num_steps).long() + 1
+        eps = normal(0, Stream.VALIDATION_EPS, batch.number, 0, batch.images.shape[1:])
+        loss = self.losses(batch, batch.labels, t, eps).mean()
+        self.log("val/loss", loss, batch_size=len(t), sync_dist=True, prog_bar=True)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", get_total_norm(gradients))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(self.parameters())
+        schedule = {"scheduler": LambdaLR(optimizer, self.lr_factor), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint opens by itself."""
+        checkpoint["ddpm"] = self.card

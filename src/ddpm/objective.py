@@ -1,0 +1,122 @@
+"""What training minimises: a loss for each image at a given t and eps. Nothing here draws a number.
+
+    L_simple  ||eps - eps_theta||^2, mean over dimensions        Ho et al. (2020), Eq. 14
+    L_vlb     L_{t-1} in bits/dim                                Eq. 5
+    L_hybrid  L_simple + lambda L_vlb                            Nichol & Dhariwal (2021), Eq. 16
+    min-SNR   min(SNR, gamma) ||x_0 - x_0_hat||^2                Hang et al. (2023), Sec. 3.4
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from ddpm.diffusion import GaussianDiffusion, Output
+from ddpm.errors import Refused
+from ddpm.likelihood import mean_flat, term
+from ddpm.schedule import NoiseSchedule
+from ddpm.types import Factors, Images, Times
+
+
+class Objective(ABC):
+    """A loss (b,) for images x_0 at times t with noise eps."""
+
+    trains_sigma: ClassVar[bool]  # does a learned sigma get a gradient?
+    only_for_learned: ClassVar[bool] = False  # is it pointless for a fixed sigma?
+    needs_levels: ClassVar[bool]  # does it contain L_0, which wants discrete data?
+
+    def __call__(self, diffusion: GaussianDiffusion, x_0: Images, t: Times, eps: Images) -> Tensor:
+        """One network call at x_t ~ q(x_t | x_0)."""
+        x_t = diffusion.q(x_0, t, t * 0).sample(eps)
+        return self.loss(diffusion, diffusion(x_t, t), x_0, x_t, t, eps)
+
+    @abstractmethod
+    def loss(
+        self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
+    ) -> Tensor:
+        """The loss of the network's output at x_t: (b,)."""
+
+
+class Weighted(Objective):
+    """weight(t) ||x_0 - x_0_hat||^2, mean over dimensions, whatever the network predicts."""
+
+    trains_sigma = False
+    needs_levels = False
+
+    def loss(
+        self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
+    ) -> Tensor:
+        carried = self.weight(diffusion.schedule, t) / diffusion.prediction.squared_slope(diffusion.schedule, t)
+        return carried.flatten().to(x_0) * target_error(diffusion, output, x_0, t, eps)
+
+    @abstractmethod
+    def weight(self, schedule: NoiseSchedule, t: Times) -> Factors:
+        """The weight of the squared error of x_0."""
+
+
+class Simple(Objective):
+    """The squared error of whatever the network predicts, unweighted (L_simple, Eq. 14, for epsilon)."""
+
+    trains_sigma = False
+    needs_levels = False
+
+    def loss(
+        self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
+    ) -> Tensor:
+        return target_error(diffusion, output, x_0, t, eps)
+
+
+class MinSNR(Weighted):
+    """min(SNR, gamma) on the error of x_0."""
+
+    def __init__(self, *, gamma: float) -> None:
+        if gamma <= 0:
+            raise Refused(f"objective.gamma is {gamma}; it must be positive (Hang et al. take 5).")
+        self.gamma = gamma
+
+    def weight(self, schedule: NoiseSchedule, t: Times) -> Factors:
+        return schedule.snr(t).clamp(max=self.gamma)
+
+
+class Bound(Objective):
+    """L_{t-1} in bits/dim, unclipped: its mean over t, or T times that, which is the bound less L_T."""
+
+    trains_sigma = True
+    needs_levels = True
+
+    def __init__(self, *, times_num_steps: bool) -> None:
+        self.times_num_steps = times_num_steps
+
+    def loss(
+        self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
+    ) -> Tensor:
+        scale = diffusion.num_steps if self.times_num_steps else 1
+        return scale * term(diffusion, output, x_0, x_t, t, clip=False)
+
+
+class Hybrid(Objective):
+    """L_simple for the mean and lambda times the whole bound for the variance: the mean is detached in
+    the bound, and v has no part in L_simple."""
+
+    trains_sigma = True
+    only_for_learned = True
+    needs_levels = True
+
+    def __init__(self, *, bound_weight: float) -> None:
+        if bound_weight <= 0:
+            raise Refused(f"objective.bound_weight is {bound_weight}; it must be positive (the paper: 0.001).")
+        self.bound_weight = bound_weight
+
+    def loss(
+        self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
+    ) -> Tensor:
+        bound = term(diffusion, output.detach_mean(), x_0, x_t, t, clip=False)
+        return target_error(diffusion, output, x_0, t, eps) + self.bound_weight * diffusion.num_steps * bound
+
+
+def target_error(
+    diffusion: GaussianDiffusion, output: Output, x_0: Images, t: Times, eps: Images
+) -> Tensor:
+    """||target - output||^2, mean over dimensions: (b,)."""
+    target = diffusion.prediction.target(diffusion.schedule, x_0, eps, t)
+    return mean_flat((target - output.mean).square())

@@ -1,0 +1,62 @@
+"""What a run says in the terminal: before it starts, and where everything is when it has ended."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from ddpm.callbacks.run_log import RunLog, plot_loss
+from ddpm.module import DiffusionModule
+
+console = Console()
+
+
+def announce(config: Mapping[str, Any], trainer: Trainer, module: DiffusionModule, folder: Path) -> None:
+    """One paragraph on what is about to run."""
+    if not trainer.is_global_zero:
+        return
+    count = sum(p.numel() for p in module.diffusion.network.parameters())
+    device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    asked = " (chosen for this processor)" if config["trainer"]["precision"] == "auto" else ""
+    rows = {
+        "model": f"{count:,} parameters",
+        "data": f"{module.card['facts']['name']}: {module.card['facts']['note']}",
+        "steps": f"{trainer.max_steps:,} of {module.batch_size} images",
+        "device": f"{device} x {trainer.world_size}, precision {trainer.precision}{asked}",
+        "folder": str(folder),
+    }
+    console.print(_listed(rows))
+
+
+def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> None:
+    """Where the checkpoint, the grid, the loss curve and the metrics are, and the scores."""
+    curve = folder / "loss.png"
+    plot_loss(log.rows(), curve)
+    grids = sorted((folder / "samples").glob("step_*.png"))
+    rows = {
+        "checkpoint": folder / "checkpoints" / "last.ckpt",
+        "best checkpoint": folder / "checkpoints" / "best.ckpt",
+        "sample grid": grids[-1] if grids else None,
+        "loss curve": curve,
+        "metrics": log.path,
+    }
+    console.print(_listed({name: str(path) for name, path in rows.items() if path and path.exists()}))
+    console.print(score_table(scores))
+
+
+def score_table(scores: Mapping[str, float]) -> Table:
+    """The scores, one a row."""
+    table = Table("score", "value")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.5g}")
+    return table
+
+
+def _listed(rows: Mapping[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        table.add_row(f"[bold]{name}[/bold]", value)
+    return table

@@ -1,0 +1,155 @@
+"""The folder of a run: `runs/<name>/<overrides>`, without a clock, so that the same command finds it again.
+
+Without `resume=auto` a command that has a folder already takes the next number, and a lock keeps two
+processes out of one folder. Rank 0 chooses; the other ranks learn the folder from it.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ddpm.errors import Refused
+
+_CHOSEN = "DDPM_RUN_FOLDER"  # how the ranks that Lightning launches learn it
+_LONGEST = 120
+
+
+def label(overrides: Sequence[str]) -> str:
+    """The name of a folder for these overrides: what is too long is cut and told apart by a hash."""
+    text = ",".join(sorted(overrides)) or "default"
+    name = re.sub(r"[^\w.,=+~@\-\[\]]", "_", text)
+    if len(name) <= _LONGEST and name == text:
+        return name
+    return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that this process may write to."""
+
+    folder: Path
+    lock: FileLock | None  # rank 0 holds it
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    def note(self, **facts: Any) -> None:
+        """Add to the run's `status.json`, atomically; only rank 0 does."""
+        if self.lock is None:
+            return
+        file = self.folder / "status.json"
+        part = file.with_name("status.json.part")
+        part.write_text(json.dumps(status(self.folder) | facts, indent=2) + "\n")
+        part.replace(file)
+
+
+def status(folder: Path) -> dict[str, Any]:
+    """What `status.json` of a run tells: overrides, state, reason, scores."""
+    file = folder / "status.json"
+    told: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return told
+
+
+def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
+    """The folder for a run: the newest of its name if it resumes (`auto`), the one named by `resume`, or a
+    new one.
+
+    Raises Refused if it can not be written, or if another process is at work in it.
+    """
+    if is_follower():
+        return Run(Path(agreed(lambda: "")), None)
+    try:
+        run = locked(_folder(root, label(overrides), resume))
+    except OSError as error:
+        raise Refused(f"the run's folder under {root} can not be written ({error.strerror}); set runs=FOLDER.") from error
+    os.environ[_CHOSEN] = agreed(lambda: str(run.folder))
+    return run
+
+
+def _folder(root: Path, name: str, resume: str | None) -> Path:
+    if resume not in (None, "auto"):
+        folder = Path(str(resume))
+        if not folder.is_dir():
+            raise Refused(f"resume={resume} is no run's folder; give one, or resume=auto.")
+        return folder
+    taken = [root / name] + [root / f"{name}-{k}" for k in range(2, 100_000)]
+    first_free = next(k for k, folder in enumerate(taken) if _is_free(folder))
+    if resume == "auto" and first_free > 0:
+        return taken[first_free - 1]
+    return _claimed(taken[first_free:])
+
+
+def _is_free(folder: Path) -> bool:
+    """Nothing is there, or only the note that such a run was refused."""
+    return not folder.exists() or status(folder).get("state") == "refused"
+
+
+def _claimed(candidates: Sequence[Path]) -> Path:
+    """The first candidate that this process could make: two that start together get two folders."""
+    for folder in candidates:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=_is_free(folder))
+        except FileExistsError:
+            continue
+        return folder
+    raise Refused("this run's name has no free number left; delete old runs or set name=NAME.")
+
+
+def locked(folder: Path) -> Run:
+    """The run, with its lock held until this process ends."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Refused(f"another process is at work in {folder}; wait for it, or set name=NAME.") from error
+    return Run(folder, lock)
+
+
+def is_follower() -> bool:
+    """Is this process a rank other than 0?"""
+    environment = _launched()
+    if environment is not None:
+        return int(environment.global_rank()) > 0
+    return _CHOSEN in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
+def agreed(choose: Callable[[], str]) -> str:
+    """What rank 0 chooses, on every rank: through the store of torchrun or SLURM, or the environment."""
+    environment = _launched()
+    if environment is None or environment.world_size() == 1:
+        return choose() or os.environ[_CHOSEN]
+    store = _store(environment)
+    key = f"ddpm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if environment.global_rank() == 0:
+        store.set(key, choose())
+    told: bytes = store.get(key)
+    return told.decode()
+
+
+def _launched() -> Any:
+    """Lightning's view of a launcher that started every rank itself, if one did."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return SLURMEnvironment() if SLURMEnvironment.detect() else None
+
+
+def _store(environment: Any) -> Any:
+    """A key-value store that all ranks reach. The server is the launcher's own, or rank 0's."""
+    from torch.distributed import TCPStore
+
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    serves = environment.global_rank() == 0 and not hosted
+    return TCPStore(
+        environment.main_address, environment.main_port, is_master=serves, multi_tenant=True, wait_for_workers=False
+    )

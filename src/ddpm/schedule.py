@@ -1,0 +1,155 @@
+"""The forward process: how fast data becomes noise.
+
+    q(x_t | x_{t-1}) = N(x_t; sqrt(1 - beta_t) x_{t-1}, beta_t I)                 Ho et al. (2020), Eq. 2
+    alpha_bar_t = prod_{s <= t} (1 - beta_s)
+    q(x_t | x_0) = N(x_t; sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I)             Eq. 4
+
+A schedule is a function that gives beta_1, ..., beta_T. `NoiseSchedule` keeps one table made of them,
+log alpha_bar_t for t = 0, ..., T, from which every other number follows: through differences of the
+table and `expm1` the product over a thousand steps costs no accuracy. A transition may go between any
+two times s < t (Song et al. 2021, Sec. 4.2), which is all that strided sampling needs:
+
+    alpha_bar_t / alpha_bar_s = 1 - beta(t, s)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm.errors import Refused
+from ddpm.types import Factors, Times
+
+
+class NoiseSchedule(nn.Module):
+    """The numbers of the forward process at the times of a batch, as float64 Factors.
+
+    The table stays float64 whatever the module is cast to: a float32 copy errs by 3.7e-5 in beta.
+
+    Raises Refused unless there are at least two betas in (0, 1], of which only the last may be 1.
+    """
+
+    log_alpha_bar: Tensor
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__()
+        _check(betas)
+        table = torch.cat((torch.zeros(1, dtype=torch.float64), torch.log1p(-betas.double()).cumsum(0)))
+        self.register_buffer("log_alpha_bar", table, persistent=False)
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.log_alpha_bar) - 1
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NoiseSchedule":
+        """Follow a move to another device, never a cast; without float64 there, stay."""
+        device = fn(torch.empty(0)).device
+        if device.type != "mps":
+            self.log_alpha_bar = self.log_alpha_bar.to(device)
+        return self
+
+    def _at(self, t: Times) -> Tensor:
+        return self.log_alpha_bar[t.to(self.log_alpha_bar.device)]
+
+    def alpha_bar(self, t: Times) -> Factors:
+        """prod_{s <= t} (1 - beta_s); 1 at t = 0."""
+        return self._at(t).exp()
+
+    def noise_var(self, t: Times) -> Factors:
+        """1 - alpha_bar_t, the variance of q(x_t | x_0); 0 at t = 0."""
+        return -torch.expm1(self._at(t))
+
+    def snr(self, t: Times) -> Factors:
+        """alpha_bar_t / (1 - alpha_bar_t), the signal-to-noise ratio (Kingma et al. 2021)."""
+        return self.alpha_bar(t) / self.noise_var(t)
+
+    def beta(self, t: Times, s: Times) -> Factors:
+        """The variance of q(x_t | x_s); beta_t where s = t - 1."""
+        return -torch.expm1(self._at(t) - self._at(s))
+
+    def alpha(self, t: Times, s: Times) -> Factors:
+        """1 - beta(t, s): the share of x_s's variance that is left in x_t."""
+        return (self._at(t) - self._at(s)).exp()
+
+    def beta_tilde(self, t: Times, s: Times) -> Factors:
+        """The variance of q(x_s | x_t, x_0), Ho et al. (2020), Eq. 7, for any s < t; 0 at s = 0."""
+        return self.noise_var(s) / self.noise_var(t) * self.beta(t, s)
+
+    def log_beta_tilde(self, t: Times, s: Times) -> Factors:
+        """log beta_tilde(t, s), with the first entry of the authors' code: where s = 0, at which
+        beta_tilde vanishes, beta_tilde_2 stands in. Bits/dim depend on this choice."""
+        return torch.where(s.to(self.log_alpha_bar.device) == 0, self._log_beta_tilde_2(), self.beta_tilde(t, s).log())
+
+    def _log_beta_tilde_2(self) -> Tensor:
+        two, one = torch.tensor([2]), torch.tensor([1])
+        return self.beta_tilde(two, one).log()
+
+
+def _check(betas: Tensor) -> None:
+    if betas.dim() != 1 or len(betas) < 2:
+        raise Refused(f"a schedule needs a list of at least two betas, not {tuple(betas.shape)}.")
+    inside = (betas > 0) & (betas < 1)
+    if not (inside[:-1].all() and (inside[-1] or betas[-1] == 1)):
+        raise Refused("every beta must lie strictly between 0 and 1 (the last one may be 1).")
+
+
+def _checked(num_steps: int) -> int:
+    if num_steps < 2:
+        raise Refused(f"schedule.num_steps is {num_steps}, but a diffusion needs at least 2 steps.")
+    return num_steps
+
+
+def linear(*, num_steps: int, beta_1: float, beta_T: float, rescale: bool) -> Tensor:
+    """Evenly spaced betas, Ho et al. (2020), Sec. 4. `rescale` multiplies both ends by 1000/T, which
+    keeps alpha_bar_T near its value at T = 1000 (Nichol & Dhariwal 2021, code); Ho et al. do not."""
+    T = _checked(num_steps)
+    scale = 1000 / T if rescale else 1.0
+    return torch.linspace(scale * beta_1, scale * beta_T, T, dtype=torch.float64)
+
+
+def quadratic(*, num_steps: int, beta_1: float, beta_T: float) -> Tensor:
+    """sqrt(beta) evenly spaced: "quad" of Ho et al.'s code, "scaled_linear" of others."""
+    roots = torch.linspace(beta_1**0.5, beta_T**0.5, _checked(num_steps), dtype=torch.float64)
+    return roots.square()
+
+
+def constant(*, num_steps: int, beta: float) -> Tensor:
+    """The same beta at every step."""
+    return torch.full((_checked(num_steps),), beta, dtype=torch.float64)
+
+
+def warmup(*, num_steps: int, beta_1: float, beta_T: float, fraction: float) -> Tensor:
+    """Linear over the first `fraction` of the steps, then beta_T: "warmup10", "warmup50" of Ho et al."""
+    if not 0 < fraction <= 1:
+        raise Refused(f"schedule.fraction is {fraction}; it must lie in (0, 1].")
+    betas = torch.full((_checked(num_steps),), beta_T, dtype=torch.float64)
+    first = int(num_steps * fraction)
+    betas[:first] = torch.linspace(beta_1, beta_T, first, dtype=torch.float64)
+    return betas
+
+
+def jsd(*, num_steps: int) -> Tensor:
+    """beta_t = 1/(T - t + 1) (Sohl-Dickstein et al. 2015, Sec. 2.4.1): the last is 1, alpha_bar_T = 0."""
+    return 1 / torch.arange(_checked(num_steps), 0, -1, dtype=torch.float64)
+
+
+def sigmoid(*, num_steps: int, beta_1: float, beta_T: float, reach: float) -> Tensor:
+    """beta_1 + (beta_T - beta_1) sigmoid(linspace(-reach, reach, T)), as in DDIM's code and diffusers."""
+    rise = torch.linspace(-reach, reach, _checked(num_steps), dtype=torch.float64).sigmoid()
+    return beta_1 + (beta_T - beta_1) * rise
+
+
+def cosine(*, num_steps: int, offset: float, beta_max: float) -> Tensor:
+    """alpha_bar_t = f(t)/f(0), f(t) = cos^2((t/T + offset)/(1 + offset) pi/2), each beta capped at
+    beta_max: Nichol & Dhariwal (2021), Eq. 17."""
+    u = torch.linspace(0, 1, _checked(num_steps) + 1, dtype=torch.float64)
+    f = ((u + offset) / (1 + offset) * math.pi / 2).cos().square()
+    return (1 - f[1:] / f[:-1]).clamp(max=beta_max)
+
+
+def custom(*, betas: Sequence[Any]) -> Tensor:
+    """Any list of betas."""
+    return torch.tensor([float(beta) for beta in betas], dtype=torch.float64)

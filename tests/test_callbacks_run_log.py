@@ -1,0 +1,83 @@
+"""The run's own log is never lost, and two equal runs have equal logs."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import Tiny, fit, tiny_trainer
+
+from ddpm.callbacks.run_log import RunLog, plot_loss, read
+
+
+def test_a_training_logs_what_it_measures(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "run")
+    fit(tiny_trainer(tmp_path, 6, logger=log), Tiny())
+    history = read(log.path)
+    assert list(history["train/loss"]) == [0, 1, 2, 3, 4, 5]
+    assert list(history["val/loss"]) == [2, 5]
+    assert "epoch" not in history
+    with log.path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert set(rows[0]) == {"step", "time", "name", "value"}
+    assert all(float(row["value"]) == history[row["name"]][int(row["step"])] for row in rows)
+
+
+def test_values_keep_their_last_bit_and_names_their_commas(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.log_metrics({"a, 'b' \"c\"": 0.1 + 0.2, "nothing": float("nan")}, step=3)
+    history = read(log.path)
+    assert history["a, 'b' \"c\""] == {3: 0.1 + 0.2}
+    assert history["nothing"][3] != history["nothing"][3]
+
+
+def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, log = RunLog(tmp_path / "whole"), RunLog(tmp_path / "run")
+    fit(tiny_trainer(tmp_path, 10, logger=whole), Tiny())
+    first = tiny_trainer(tmp_path, 5, logger=log)
+    fit(first, Tiny())
+    first.save_checkpoint(tmp_path / "5.ckpt")
+    fit(tiny_trainer(tmp_path, 8, logger=log), Tiny(), tmp_path / "5.ckpt")  # went on, and was killed
+
+    again = RunLog(tmp_path / "run")
+    again.cut(4)  # Lightning numbers the row of the fifth step 4
+    assert max(read(log.path)["train/loss"]) == 4
+    fit(tiny_trainer(tmp_path, 10, logger=again), Tiny(), tmp_path / "5.ckpt")
+    assert read(again.path) == read(whole.path)
+
+
+def test_an_existing_log_is_continued_and_a_torn_line_dropped(tmp_path: Path) -> None:
+    RunLog(tmp_path).log_metrics({"loss": 1.0}, step=1)
+    path = RunLog(tmp_path).path
+    with path.open("a") as file:
+        file.write("2,2026-01-01,loss,0.12")
+    assert read(path) == {"loss": {1: 1.0}}
+    RunLog(tmp_path).log_metrics({"loss": 0.125}, step=2)
+    assert read(path) == {"loss": {1: 1.0, 2: 0.125}}
+    assert path.read_text().count("step,time,name,value") == 1
+
+
+@pytest.mark.parametrize("text", ["", "step,ti"])
+def test_a_log_torn_in_its_header_begins_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.csv").write_text(text)
+    RunLog(tmp_path).log_metrics({"loss": 1.0}, step=1)
+    assert read(tmp_path / "metrics.csv") == {"loss": {1: 1.0}}
+
+
+def test_cutting_leaves_no_second_file_and_needs_none(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.cut(0)
+    assert not list(tmp_path.iterdir())
+    for step in (1, 2, 3):
+        log.log_metrics({"loss": float(step), "rate": 0.5}, step=step)
+    log.cut(2)
+    log.log_metrics({"late": 7.0}, step=3)
+    assert read(log.path) == {"loss": {1: 1.0, 2: 2.0}, "rate": {1: 0.5, 2: 0.5}, "late": {3: 7.0}}
+    assert list(tmp_path.iterdir()) == [log.path]
+
+
+@pytest.mark.parametrize("names", [[], ["train/loss"], ["train/loss", "val/loss", "train/loss_quarter_3"]])
+def test_losses_are_drawn_as_far_as_they_are_there(tmp_path: Path, names: list[str]) -> None:
+    plot_loss({name: {9: 1.0, 19: 0.5, 29: float("nan")} for name in names}, tmp_path / "loss.png")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.width > picture.height > 300

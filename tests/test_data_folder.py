@@ -1,0 +1,383 @@
+"""Images of every kind from a folder tree: decoding, listing, classes, splits, unreadable files."""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ddpm.data.decode import Decoder, Unreadable, height_and_width
+from ddpm.data.image_folder import ImageFolder
+from ddpm.errors import Refused
+
+RED, WHITE = (255, 0, 0), (255, 255, 255)
+
+
+def folder(root: Path | None, **changes: Any) -> ImageFolder:
+    arguments = {
+        "root": None if root is None else str(root),
+        "image_size": 4,
+        "channels": 3,
+        "held_out": 0,
+        "unreadable_is_fatal": False,
+        "batch_size": 4,
+        "num_workers": 0,
+        "flip": False,
+        "seed": 0,
+    }
+    return ImageFolder(**arguments | changes)
+
+
+def grey(path: Path, level: int, size: tuple[int, int] = (4, 4)) -> None:
+    """Write an image of one grey level, which tells it from others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, level).save(path)
+
+
+def decoded(path: Path, channels: int = 3, size: int = 4) -> Tensor:
+    return Decoder(channels, size, size)(path)
+
+
+def colours(image: Tensor) -> set[tuple[int, ...]]:
+    return {tuple(pixel) for pixel in image.flatten(1).T.tolist()}
+
+
+def levels(data: ImageFolder, split: str = "train") -> list[int]:
+    """The grey level of each image of a split."""
+    return data.load(split)[range(len(data.load(split)))][0][:, 0, 0, 0].tolist()
+
+
+def bomb(path: Path) -> None:
+    """A PNG of a kilobyte that claims 20,000 x 20,000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**5))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_white_is_white_in_every_mode(mode: str, channels: int, tmp_path: Path) -> None:
+    if mode.startswith("I"):
+        image = Image.fromarray(np.full((4, 4), 65535, np.uint16 if mode == "I;16" else np.int32))
+    else:
+        image = Image.new("RGB", (4, 4), WHITE).convert("L" if mode == "LA" else "RGB").convert(mode)
+    image.save(tmp_path / "a.tif")
+    assert decoded(tmp_path / "a.tif", channels).unique().tolist() == [255]
+
+
+def test_levels_of_the_right_size_are_left_alone(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert torch.equal(decoded(tmp_path / "a.png"), torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def test_palettes_give_their_colours(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 7)
+    image.putpalette([0, 0, 0] * 7 + [10, 20, 30])
+    image.save(tmp_path / "a.gif")
+    assert colours(decoded(tmp_path / "a.gif")) == {(10, 20, 30)}
+
+
+def test_transparency_is_put_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 51)).save(tmp_path / "faint.webp", lossless=True)
+    Image.new("LA", (4, 4), (0, 0)).save(tmp_path / "grey.png")
+    Image.new("RGB", (4, 4), RED).save(tmp_path / "key.png", transparency=RED)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([255, 0, 0])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    for name in ("clear.png", "grey.png", "key.png", "palette.png"):
+        assert colours(decoded(tmp_path / name)) == {WHITE}
+    assert colours(decoded(tmp_path / "faint.webp")) == {(255, 204, 204)}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bits_are_rounded_to_8(suffix: str, tmp_path: Path) -> None:
+    deep = np.array([[0, 128, 129, 257], [1000, 32767, 32768, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    expected = (torch.from_numpy(deep.astype(np.float64)) / 257).round().to(torch.uint8)
+    assert torch.equal(Decoder(1, 2, 4)(tmp_path / f"a.{suffix}")[0], expected)
+
+
+def test_16_bit_transparency_is_white(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "a.png", transparency=1000)
+    assert colours(decoded(tmp_path / "a.png")) == {WHITE}
+
+
+def test_cmyk_jpegs_are_not_inverted(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    ((red, green, blue),) = colours(decoded(tmp_path / "a.jpg"))
+    assert red > 250
+    assert max(green, blue) < 5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+def test_rotated_images_stand_upright(orientation: int, suffix: str, tmp_path: Path) -> None:
+    turn = Image.Transpose
+    stored_as = {  # how a camera held that way stores what it sees
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_90,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_270,
+    }
+    upright = Image.new("L", (32, 16), 0)
+    upright.paste(255, (0, 0, 16, 8))
+    stored = upright if orientation == 1 else upright.transpose(stored_as[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / f"a.{suffix}", exif=exif)
+    seen = Decoder(1, 16, 32)(tmp_path / f"a.{suffix}")[0]
+    assert (seen[:8, :16] > 250).all()
+    assert (seen[8:] < 5).all()
+    assert (seen[:, 16:] < 5).all()
+
+
+def test_the_centre_is_kept(tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 10), RED)
+    image.paste((0, 0, 255), (10, 0, 20, 10))
+    image.save(tmp_path / "wide.png")
+    image.rotate(90, expand=True).save(tmp_path / "tall.png")
+    for name in ("wide.png", "tall.png"):
+        seen = decoded(tmp_path / name, size=5).float()
+        assert (seen[0, 1:-1, 1:-1] < 40).all()
+        assert (seen[2, 1:-1, 1:-1] > 215).all()
+
+
+def test_the_shorter_side_decides_for_oblong_targets(tmp_path: Path) -> None:
+    ramp = np.repeat(np.arange(64, dtype=np.uint8)[:, None] * 4, 64, axis=1)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    seen = Decoder(1, 8, 16)(tmp_path / "a.png")
+    assert seen.shape == (1, 8, 16)
+    assert abs(seen.float().mean() - 126) < 1  # rows 16 to 47 of the ramp, about its middle
+    assert 60 < seen.min() < 75
+
+
+def test_shrinking_does_not_alias(tmp_path: Path) -> None:
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "a.png")
+    seen = decoded(tmp_path / "a.png", channels=1, size=8).float()
+    assert (seen - 127.5).abs().max() < 8
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (3, 4)])
+def test_tiny_images_are_enlarged(size: tuple[int, int], tmp_path: Path) -> None:
+    grey(tmp_path / "a.png", 99, size)
+    assert colours(decoded(tmp_path / "a.png")) == {(99, 99, 99)}
+
+
+def test_what_is_no_image_is_unreadable_with_a_reason(tmp_path: Path) -> None:
+    grey(tmp_path / "whole.png", 7, (64, 64))
+    content = (tmp_path / "whole.png").read_bytes()
+    files = {
+        "empty.png": b"",
+        "text.jpg": b"no image",
+        "cut.png": content[: len(content) // 2],
+        "program.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n(ls) run\n",
+    }
+    for name, body in files.items():
+        (tmp_path / name).write_bytes(body)
+        with pytest.raises(Unreadable, match="."):
+            decoded(tmp_path / name)
+    with pytest.raises(Unreadable, match="FileNotFound"):
+        decoded(tmp_path / "gone.png")
+
+
+def test_floating_point_pixels_are_unreadable(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(Unreadable, match="floating-point"):
+        decoded(tmp_path / "a.tif")
+
+
+def test_a_decompression_bomb_is_unreadable(tmp_path: Path) -> None:
+    bomb(tmp_path / "bomb.png")
+    with pytest.raises(Unreadable, match="DecompressionBomb"):
+        decoded(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("bad", [0, -3, [], [4], [4, 0], [4, 4, 4], "64"])
+def test_impossible_sizes_are_refused(bad: Any) -> None:
+    with pytest.raises(Refused, match="data.image_size="):
+        height_and_width(bad)
+
+
+def test_sizes_are_one_number_or_two() -> None:
+    assert height_and_width(64) == (64, 64)
+    assert height_and_width([48, 64]) == (48, 64)
+
+
+def test_two_channels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="data.channels=2 must be 1"):
+        folder(tmp_path, channels=2)
+
+
+def test_the_listing_is_sorted_and_leaves_out_what_is_no_image(tmp_path: Path) -> None:
+    for i, name in enumerate(["b/2.PNG", "a/9.jpeg", "a/10.png", "c.bmp"]):
+        grey(tmp_path / name, i)
+    for name in ("a/notes.txt", ".hidden/1.txt", "a/._9.jpeg", "labels.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    grey(tmp_path / ".thumbnails" / "1.png", 9)
+    assert folder(tmp_path).files == ["a/10.png", "a/9.jpeg", "b/2.PNG", "c.bmp"]
+
+
+def test_linked_folders_are_listed_once(tmp_path: Path) -> None:
+    grey(tmp_path / "elsewhere" / "1.png", 5)
+    grey(tmp_path / "root" / "2.png", 6)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "round").symlink_to(tmp_path / "root")
+    assert folder(tmp_path / "root").files == ["2.png", "link/1.png"]
+
+
+def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
+    grey(tmp_path / "a.png", 5)
+    os.rename(os.fsencode(tmp_path / "a.png"), os.fsencode(tmp_path) + b"/\xff.png")
+    assert levels(folder(tmp_path)) == [5]
+
+
+def test_folders_at_the_first_level_are_classes(tmp_path: Path) -> None:
+    for i, name in enumerate(["cat/1.png", "cat/deep/2.png", "dog/3.png"]):
+        grey(tmp_path / name, i)
+    data = folder(tmp_path)
+    assert data.facts.class_names == ("cat", "dog")
+    assert data.load("train")[range(3)][1].tolist() == [0, 0, 1]
+    grey(tmp_path / "stray.png", 3)
+    data = folder(tmp_path)
+    assert data.facts.class_names == ()
+    assert data.load("train")[range(4)][1].tolist() == [-1] * 4
+
+
+def test_one_folder_is_no_class(tmp_path: Path) -> None:
+    grey(tmp_path / "images" / "1.png", 0)
+    assert folder(tmp_path).facts.class_names == ()
+
+
+def test_facts_and_batches_agree(tmp_path: Path) -> None:
+    for level in (0, 255):
+        grey(tmp_path / f"{level}.png", level, (20, 30))
+    data = folder(tmp_path, image_size=[6, 8], channels=1)
+    batch = data.batch("train", [0, 1])
+    assert batch.images.shape == (2, *data.facts.shape) == (2, 1, 6, 8)
+    assert batch.images.flatten(1).unique(dim=1).tolist() == [[-1], [1]]
+    assert (data.facts.num_levels, data.facts.name) == (256, tmp_path.name)
+
+
+def test_an_empty_selection_is_an_empty_batch(tmp_path: Path) -> None:
+    grey(tmp_path / "a.png", 1)
+    assert folder(tmp_path).batch("train", []).images.shape == (0, 3, 4, 4)
+
+
+def test_held_out_images_never_train(tmp_path: Path) -> None:
+    for i in range(20):
+        grey(tmp_path / f"{i:02}.png", i)
+    data = folder(tmp_path, held_out=6)
+    assert len(data.load("test")) == 6
+    assert sorted(levels(data, "train") + levels(data, "test")) == list(range(20))
+    assert "14 images train and 6 test" in data.facts.note
+    assert levels(folder(tmp_path, held_out=6, seed=1), "test") == levels(data, "test")
+
+
+def test_with_nothing_held_out_the_test_split_is_the_training_images(tmp_path: Path) -> None:
+    grey(tmp_path / "a.png", 1)
+    data = folder(tmp_path)
+    assert levels(data, "test") == levels(data, "train")
+    assert "the test split is the same images" in data.facts.note
+
+
+@pytest.mark.parametrize("held_out", [-1, 2, 3])
+def test_an_impossible_split_is_refused(held_out: int, tmp_path: Path) -> None:
+    for i in range(2):
+        grey(tmp_path / f"{i}.png", i)
+    with pytest.raises(Refused, match=f"data.held_out={held_out}"):
+        _ = folder(tmp_path, held_out=held_out).facts
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="pass data.root=FOLDER"):
+        folder(None)
+    with pytest.raises(Refused, match="there is no folder .*nowhere"):
+        _ = folder(tmp_path / "nowhere").facts
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(Refused, match="there are no images in"):
+        _ = folder(tmp_path).facts
+
+
+def spoilt(root: Path) -> None:
+    """Images 0 to 5, of which 2, 3 and 5 are unreadable."""
+    for i in range(6):
+        grey(root / f"{i}.png", i)
+    for i in (2, 3, 5):
+        (root / f"{i}.png").write_bytes(b"broken")
+
+
+def test_the_next_readable_image_stands_in_whoever_asks(tmp_path: Path) -> None:
+    spoilt(tmp_path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = folder(tmp_path)
+        assert levels(data) == [0, 1, 4, 4, 4, 0]
+        assert levels(data) == [0, 1, 4, 4, 4, 0]
+        backwards = folder(tmp_path).load("train")[[5, 4, 3, 2, 1, 0]][0][:, 0, 0, 0].tolist()
+    assert backwards == [0, 4, 4, 4, 1, 0]
+    named = [str(warning.message) for warning in caught[:3]]
+    assert all(f"{i}.png can not be read" in text for i, text in zip((2, 3, 5), named, strict=True))
+    assert len(caught) == 6  # once a file and data set
+
+
+def test_the_label_is_that_of_the_image_that_stands_in(tmp_path: Path) -> None:
+    grey(tmp_path / "a" / "0.png", 0)
+    grey(tmp_path / "b" / "1.png", 1)
+    (tmp_path / "a" / "0.png").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="stands in"):
+        batch = folder(tmp_path).batch("train", [0])
+    assert (batch.labels.tolist(), batch.number.tolist()) == ([1], [0])
+
+
+@pytest.mark.filterwarnings("ignore:.*can not be read")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_counted_over_all_workers(num_workers: int, tmp_path: Path) -> None:
+    spoilt(tmp_path)
+    data = folder(tmp_path, num_workers=num_workers)
+    seen = torch.cat([batch.images[:, 0, 0, 0] for batch in data.batches("train", 2)])
+    assert ((seen + 1) * 127.5).round().long().tolist() == [0, 1, 4, 4, 4, 0]
+    assert (data.num_unreadable("train"), data.num_unreadable("test")) == (3, 0)
+    with pytest.warns(UserWarning, match="3 of the 6 train images"):
+        data.teardown("fit")
+
+
+def test_unreadable_images_are_fatal_on_request(tmp_path: Path) -> None:
+    spoilt(tmp_path)
+    with pytest.raises(Refused, match="2.png can not be read"):
+        levels(folder(tmp_path, unreadable_is_fatal=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*can not be read")
+def test_a_folder_of_broken_images_is_refused(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(Refused, match="none of the 2 images can be read"):
+        folder(tmp_path).batch("train", [0])
+
+
+def test_a_file_that_vanishes_is_stood_in_for(tmp_path: Path) -> None:
+    for i in range(3):
+        grey(tmp_path / f"{i}.png", i)
+    data = folder(tmp_path)
+    assert data.load("train")[[1]][0].max() == 1
+    (tmp_path / "1.png").unlink()
+    with pytest.warns(UserWarning, match="FileNotFoundError"):
+        assert data.load("train")[[1]][0].max() == 2

@@ -1,0 +1,208 @@
+"""FID and inception score: what they compute, alone and over ranks, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor, distributed
+from torch.multiprocessing import start_processes
+
+from ddpm.errors import Refused
+from ddpm.images import from_levels, to_uint8
+from ddpm.metric import FID, Classifier, FeatureBatch, Inception, InceptionScore, RandomConv, SampleMetric, Scores
+from ddpm.metric.fid import frechet_distance
+from ddpm.metric.inception_score import split_of_image
+from ddpm.metric.reference import Statistics, moments, statistics
+from metric_data import Few, digits
+
+
+def random_features() -> RandomConv:
+    return RandomConv(channels=[8, 4], resolution=32, seed=0)
+
+
+def classifier(cache: Path) -> Classifier:
+    return Classifier(
+        cache=str(cache),
+        channels=[8, 16, 16],
+        resolution=32,
+        images_seen=6_000,
+        enough=0.99,
+        batch_size=64,
+        learning_rate=1e-2,
+        weight_decay=1e-2,
+        seed=0,
+    )
+
+
+def statistics_of(features: Tensor) -> Statistics:
+    return statistics(moments(features), len(features))
+
+
+def seen(metric: SampleMetric, images: Tensor, order: list[Tensor]) -> dict[str, float]:
+    """The scores of uint8 images that come in these batches of indices."""
+    metric.reset(len(images))
+    for number in order:
+        metric.update(metric.features(images[number]), number)
+    return metric.compute()
+
+
+@pytest.mark.parametrize(("count", "tolerance"), [(400, 1e-9), (9, 1e-6)])
+def test_frechet_distance_is_scipys(count: int, tolerance: float) -> None:
+    """Also with fewer images than features, where the covariances are singular."""
+    source = torch.Generator().manual_seed(0)
+    mix = torch.randn(16, 16, generator=source, dtype=torch.float64)
+    a, b = (torch.randn(count, 16, generator=source, dtype=torch.float64) @ mix + shift for shift in (0, 0.5))
+    one, other = statistics_of(a), statistics_of(b @ mix.T)
+    root = sqrtm(one.sigma.numpy() @ other.sigma.numpy()).real
+    np.testing.assert_allclose(one.sigma, np.cov(a.numpy(), rowvar=False), rtol=1e-9, atol=1e-12)
+    want = float((one.mu - other.mu).square().sum()) + np.trace(one.sigma + other.sigma - 2 * root)
+    assert frechet_distance(one, other) == pytest.approx(want, rel=tolerance)
+
+
+def test_frechet_distance_of_diagonal_gaussians() -> None:
+    one = Statistics(torch.zeros(2).double(), torch.diag(torch.tensor([1.0, 4.0])).double(), 2)
+    other = Statistics(torch.tensor([3.0, 4.0]).double(), torch.diag(torch.tensor([9.0, 0.0])).double(), 2)
+    assert frechet_distance(one, other) == pytest.approx(25 + (1 - 3) ** 2 + (2 - 0) ** 2, rel=1e-12)
+
+
+def test_fid_of_the_reference_itself_is_zero_and_of_another_class_is_not(tmp_path: Path) -> None:
+    data = digits()
+    fid = FID(features=random_features(), split="train", cache=str(tmp_path))
+    fid.prepare(data)
+    pixels = data.pixels("train")
+    same = seen(fid, pixels, list(torch.arange(1500).split(400)))["fid_random"]
+    flipped = seen(fid, pixels.flip(-1), list(torch.arange(1500).split(400)))["fid_random"]
+    assert abs(same) < 1e-6 < 1e-3 < flipped
+
+
+def test_an_image_falls_into_one_split_by_its_index() -> None:
+    split = split_of_image(103, 10)
+    assert split.bincount().tolist() == [10, 10, 10, 11, 10, 10, 11, 10, 10, 11]
+    assert not torch.equal(split, split.sort().values)
+
+
+def test_inception_score_of_certain_and_uncertain_classes(tmp_path: Path) -> None:
+    """k classes, each certain: k. Nothing known of any image: 1."""
+    score = InceptionScore(features=classifier(tmp_path), splits=1)
+    score.features.num_logits = 5
+    for sharpness, want in ((1e3, 5.0), (0.0, 1.0)):
+        score.reset(20)
+        for number in torch.arange(20).split(7):
+            logits = sharpness * torch.nn.functional.one_hot(number % 5, 5).float()
+            score.update(FeatureBatch(torch.zeros(len(number), 1), logits), number)
+        assert score.compute() == pytest.approx(
+            {"inception_score_classifier": want, "inception_score_classifier_std": 0.0}, abs=1e-12
+        )
+
+
+def test_scores_depend_neither_on_order_nor_on_batches_and_share_a_pass(tmp_path: Path) -> None:
+    data = digits(train=400, test=103)
+    metrics: list[SampleMetric] = [
+        FID(features=classifier(tmp_path), split="train", cache=str(tmp_path)),
+        InceptionScore(features=classifier(tmp_path), splits=4),
+        FID(features=random_features(), split="train", cache=str(tmp_path)),
+    ]
+    scores = Scores(metrics)
+    scores.prepare(data)
+    assert metrics[0].features is metrics[1].features
+    scores.reset(103)
+    shuffled = torch.randperm(103, generator=torch.Generator().manual_seed(1))
+    levels = data.load("test").levels
+    for number in shuffled.split(10):
+        scores.update(from_levels(levels[number], 17), number)
+    together = scores.compute()
+    alone = [seen(metric, data.pixels("test"), list(torch.arange(103).split(40))) for metric in metrics]
+    assert together == pytest.approx({name: value for each in alone for name, value in each.items()}, rel=1e-4)
+    assert set(together) == {
+        "fid_classifier",
+        "inception_score_classifier",
+        "inception_score_classifier_std",
+        "fid_random",
+    }
+
+
+def over_two_ranks(rank: int, folder: str, data: Few) -> None:
+    """One of two processes, which sees every second batch."""
+    distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    metrics = scored(Path(folder), data)
+    for metric in metrics:
+        metric.prepare(data)
+    scores = halves(metrics, data, list(torch.arange(301).split(50))[rank::2])
+    Path(folder, f"{rank}.json").write_text(json.dumps(scores))
+    distributed.destroy_process_group()
+
+
+def scored(folder: Path, data: Few) -> list[SampleMetric]:
+    return [
+        FID(features=random_features(), split="train", cache=str(folder)),
+        InceptionScore(features=classifier(folder), splits=3),
+    ]
+
+
+def halves(metrics: list[SampleMetric], data: Few, order: list[Tensor]) -> dict[str, float]:
+    pixels, scores = data.pixels("test"), {}
+    for metric in metrics:
+        metric.reset(301)
+        for number in order:
+            metric.update(metric.features(pixels[number]), number)
+        scores |= metric.compute()
+    return scores
+
+
+def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
+    """They prepare at once, too: one trains, the other waits and reads what it wrote."""
+    data = digits(train=400, test=301)
+    start_processes(over_two_ranks, (str(tmp_path), data), nprocs=2, start_method="fork")  # spares the imports
+    metrics = scored(tmp_path, data)
+    for metric in metrics:
+        metric.prepare(data)
+    want = halves(metrics, data, list(torch.arange(301).split(50)))
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1] == pytest.approx(want, rel=1e-10)
+
+
+def test_names_and_protocols_tell_scores_apart(tmp_path: Path) -> None:
+    data = digits(train=50, test=20)
+    fid = FID(features=random_features(), split="test", cache=str(tmp_path))
+    assert (fid.name, fid.larger_is_better) == ("fid_random", False)
+    assert FID(features=Inception(weights=None), split="train", cache=".cache").name == "fid"
+    score = InceptionScore(features=Inception(weights=None), splits=10)
+    assert (score.name, score.larger_is_better) == ("inception_score", True)
+    fid.prepare(data)
+    assert json.loads(json.dumps(fid.protocol())) == {
+        "features": "random",
+        "features_key": fid.features.key,
+        "reference_split": "test",
+        "reference_images": 20,
+    }
+
+
+def test_too_few_images_are_refused(tmp_path: Path) -> None:
+    fid = FID(features=random_features(), split="train", cache=str(tmp_path))
+    fid.prepare(digits(train=20, test=20))
+    with pytest.raises(Refused, match="at least two images"):
+        fid.reset(1)
+    with pytest.raises(Refused, match="fewer than two train images"):
+        fid.prepare(digits(train=1))
+    with pytest.raises(Refused, match="9 images out among 10 splits.*splits=9"):
+        InceptionScore(features=classifier(tmp_path), splits=10).reset(9)
+    with pytest.raises(Refused, match="0 splits"):
+        InceptionScore(features=classifier(tmp_path), splits=0)
+
+
+def test_features_without_classes_have_no_inception_score() -> None:
+    with pytest.raises(Refused, match="inception_score_classifier"):
+        InceptionScore(features=random_features(), splits=10).prepare(digits(train=20))
+
+
+def test_an_image_that_was_not_scored_or_scored_twice_is_noticed(tmp_path: Path) -> None:
+    fid = FID(features=random_features(), split="train", cache=str(tmp_path))
+    fid.prepare(digits(train=20))
+    fid.reset(5)
+    images = to_uint8(torch.zeros(4, 1, 8, 8))
+    fid.update(fid.features(images), torch.arange(4))
+    with pytest.raises(RuntimeError, match="expected 5 images and was given 4"):
+        fid.compute()

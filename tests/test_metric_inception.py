@@ -1,0 +1,272 @@
+"""Inception: its weights opened safely, its scores those of torch-fidelity on the same images and file."""
+
+import http.server
+import io
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_fidelity import calculate_metrics
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from ddpm.errors import Refused
+from ddpm.metric import FID, FeatureBatch, Inception, InceptionScore
+from ddpm.metric.inception_network import URL
+from ddpm.metric.fid import frechet_distance
+from ddpm.metric.reference import moments, statistics
+from metric_data import Few, digits
+from test_metric import classifier, seen
+from test_metric_features import noise
+
+State = dict[str, Tensor]
+
+
+class Blank(FeatureExtractorInceptionV3):
+    """The layout of torch-fidelity's network, with whatever weights."""
+
+    def __init__(self) -> None:
+        buffer = io.BytesIO()
+        torch.save({}, buffer)
+        buffer.seek(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            super().__init__("blank", ["2048"], feature_extractor_weights_path=buffer)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if len(args[0]):
+            super().load_state_dict(*args, **kwargs)
+
+
+def network_of(state: State) -> FeatureExtractorInceptionV3:
+    network = Blank()
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.fixture(scope="session")
+def layout() -> State:
+    """A file of the right layout in a few kilobytes: every tensor is one number, repeated."""
+    return {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in Blank().state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the real format, whose scores can differ: on digits, features are spread so that
+    classes lie apart, and logits have no common direction and are sure of themselves."""
+    network = Blank()
+    for name, parameter in network.named_parameters():
+        if name.endswith("conv.weight"):
+            torch.nn.init.kaiming_normal_(parameter, generator=torch.Generator().manual_seed(len(name)))
+    with torch.no_grad():
+        (features,) = network(digits(train=8).pixels("train").expand(-1, 3, -1, -1))
+        spread = 0.5 / features.std(0).mean()
+        for name, parameter in network.named_parameters():
+            if name.startswith("Mixed_7c") and name.endswith("bn.weight") and "_1." not in name:
+                parameter *= spread  # these norms have no shift, so that features grow by the factor
+        direction = torch.nn.functional.normalize(features.mean(0), dim=0)
+        network.fc.weight -= torch.outer(network.fc.weight @ direction, direction)
+        network.fc.weight *= 5 / (spread * features @ network.fc.weight.T).std()
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+class Executed:
+    """A pickle that would make a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.path,)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(Refused) as refused:
+        Inception(weights=str(path)).prepare(digits(train=2))
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(zipped: bool, layout: State, tmp_path: Path) -> None:
+    path, made = tmp_path / "hostile.pth", tmp_path / "executed"
+    state = layout | {"fc.bias": Executed(made)}
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    assert "holds more than tensors and was not opened" in refusal(path)
+    path.write_bytes(pickle.dumps(Executed(made)))
+    assert "was not opened" in refusal(path)
+    assert not made.exists()
+
+
+def without(state: State, name: str) -> State:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda state: without(state, "fc.weight"), "lacks fc.weight"),
+        (lambda state: state | {"fc.weight": torch.zeros(1000, 2048)}, r"fc.weight of shape \(1000, 2048\)"),
+        (lambda state: state | {"fc.bias": torch.full((1008,), torch.nan)}, "fc.bias that are not finite"),
+        (lambda state: list(state.values())[:3], "no tensors by name"),
+        (lambda state: state | {"fc.bias": 3}, "no tensors by name"),
+    ],
+)
+def test_another_networks_file_is_refused(
+    spoil: Callable[[State], object], complaint: str, layout: State, tmp_path: Path
+) -> None:
+    torch.save(spoil(layout), tmp_path / "other.pth")
+    with pytest.raises(Refused, match=f"other.pth .*{complaint}.*weights=PATH"):
+        Inception(weights=str(tmp_path / "other.pth")).prepare(digits(train=2))
+
+
+def test_a_truncated_or_missing_file_is_refused(layout: State, tmp_path: Path) -> None:
+    path = tmp_path / "half.pth"
+    assert "half.pth is not there" in refusal(path)
+    torch.save(layout, path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "half.pth is damaged" in refusal(path)
+    path.write_bytes(b"")
+    assert "half.pth is damaged" in refusal(path)
+
+
+def test_images_that_are_neither_grey_nor_rgb_are_refused() -> None:
+    with pytest.raises(Refused, match="2 channels of noise.*fid_classifier"):
+        Inception(weights=None).prepare(noise((2, 8, 8)))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """torch hub's cache in an empty folder, behind a proxy that is not there; gives the weights' place."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints" / Path(URL).name
+
+
+def test_without_network_and_weights_it_says_what_to_do(no_network: Path) -> None:
+    with pytest.raises(Refused, match=f"{Path(URL).name} can not be downloaded.*weights=PATH.*fid_classifier"):
+        Inception(weights=None).prepare(digits(train=2))
+    assert [path.name for path in no_network.parent.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_the_file_in_torch_hubs_cache_is_used(no_network: Path, layout: State) -> None:
+    no_network.parent.mkdir(parents=True)
+    torch.save(layout, no_network)
+    features = Inception(weights=None)
+    features.prepare(digits(train=2))
+    assert features.key.startswith("inception-")
+
+
+def test_a_missing_file_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, layout: State, tmp_path: Path
+) -> None:
+    (tmp_path / "served").mkdir()
+    torch.save(layout, tmp_path / "served" / "weights.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(
+            "ddpm.metric.inception_network.URL", f"http://127.0.0.1:{server.server_port}/weights.pth"
+        )
+        Inception(weights=None).prepare(digits(train=2))
+        server.shutdown()
+    assert (tmp_path / "home" / "hub" / "checkpoints" / "weights.pth").stat().st_size > 0
+
+
+def test_features_are_torch_fidelitys_of_the_same_file(weights: Path) -> None:
+    """Grey repeated to three channels; a file without counts of batches will do, as the true one."""
+    state = torch.load(weights, weights_only=True)
+    theirs = FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], str(weights))
+    bare = {name: value for name, value in state.items() if "num_batches" not in name}
+    torch.save(bare, weights.with_name("bare.pth"))
+    ours, before = Inception(weights=str(weights.with_name("bare.pth"))), torch.get_rng_state()
+    data = digits(train=2)
+    ours.prepare(data)
+    assert torch.equal(before, torch.get_rng_state())
+    pixels = data.pixels("train")
+    said = ours(pixels)
+    want = theirs(pixels.repeat(1, 3, 1, 1))
+    assert torch.equal(said.features, want[0])
+    assert said.logits is not None
+    assert torch.equal(said.logits, want[1])
+
+
+@pytest.mark.parametrize(("count", "splits"), [(101, 1), (101, 10), (40, 3), (10, 10)])
+def test_the_inception_score_is_torch_fidelitys(count: int, splits: int, tmp_path: Path) -> None:
+    """On the same logits, whatever the order in which the images come."""
+    source = torch.Generator().manual_seed(count)
+    logits = 4 * torch.randn(count, 1008, generator=source)
+    want = isc_features_to_metric(logits, splits)
+    metric = InceptionScore(features=Inception(weights=None), splits=splits)
+    metric.reset(count)
+    for number in torch.randperm(count, generator=source).split(7):
+        metric.update(FeatureBatch(torch.zeros(len(number), 1), logits[number]), number)
+    scores = metric.compute()
+    assert want["inception_score_mean"] > 2 or count == splits
+    assert scores["inception_score"] == pytest.approx(want["inception_score_mean"], rel=1e-9)
+    assert scores["inception_score_std"] == pytest.approx(want["inception_score_std"], rel=1e-6, abs=1e-9)
+
+
+def test_the_frechet_distance_is_torch_fidelitys() -> None:
+    source = torch.Generator().manual_seed(0)
+    a, b = (scale * torch.randn(90, 24, generator=source) for scale in (1.0, 1.5))
+    theirs = fid_statistics_to_metric(*(fid_features_to_statistics(x) for x in (a, b)), verbose=False)
+    ours = frechet_distance(*(statistics(moments(x.double()), len(x)) for x in (a, b)))
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
+
+
+class Pixels(torch.utils.data.Dataset[Tensor]):
+    """uint8 RGB images, as torch-fidelity wants them."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels.expand(-1, 3, -1, -1)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+def classes_apart(count: int) -> Few:
+    """Zeros to train on, and as many ones to test."""
+    zeros, ones = digits(train=count, classes=[0]), digits(train=count, classes=[1])
+    return Few(zeros.facts, {"train": zeros.load("train"), "test": ones.load("train")})
+
+
+@pytest.mark.slow
+def test_scores_are_those_of_torch_fidelitys_own_command(weights: Path, tmp_path: Path) -> None:
+    data, all_digits = classes_apart(16), digits(train=24)
+    fid = FID(features=Inception(weights=str(weights)), split="train", cache=str(tmp_path))
+    fid.prepare(data)
+    fid_value = seen(fid, data.pixels("test"), list(torch.arange(16).split(5)))["fid"]
+    score = InceptionScore(features=fid.features, splits=4)
+    ours = seen(score, all_digits.pixels("train"), list(torch.arange(24).split(9)))
+    options = {
+        "feature_extractor_weights_path": str(weights),
+        "cuda": False,
+        "cache": False,
+        "verbose": False,
+        "batch_size": 8,
+    }
+    theirs = calculate_metrics(
+        input1=Pixels(data.pixels("test")), input2=Pixels(data.pixels("train")), fid=True, **options
+    ) | calculate_metrics(input1=Pixels(all_digits.pixels("train")), isc=True, isc_splits=4, **options)
+    assert fid_value > 1
+    assert ours["inception_score"] > 2
+    assert fid_value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert ours["inception_score_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-6)

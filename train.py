@@ -1,0 +1,56 @@
+"""Train a diffusion model: `python train.py schedule=linear sigma=beta_tilde`.
+
+Every group of conf/ can be chosen, every number overridden; `-m` sweeps over lists. See `--help`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from omegaconf import DictConfig
+
+from ddpm.cli import in_sweep, overrides, plain, verb
+
+if TYPE_CHECKING:
+    from ddpm.runs import Run
+
+
+@verb
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """One run, or one job of a sweep; returns the optimized metric."""
+    from pathlib import Path
+
+    from ddpm.runs import open_run
+    from ddpm.training import settings
+
+    config = settings(plain(cfg))
+    run = open_run(Path(config["runs"]) / config["name"], overrides(), config["resume"])
+    try:
+        return attempt(config, run)
+    finally:
+        if run.lock is not None:
+            run.lock.release()
+
+
+def attempt(config: dict[str, Any], run: "Run") -> float:
+    """Train, and leave in the run's folder how it ended."""
+    from ddpm.errors import Refused
+    from ddpm.training import train
+
+    run.note(state="running", overrides=overrides(), reason=None)
+    try:
+        scores = train(config, run)
+    except Refused as refusal:
+        run.note(state="refused", reason=str(refusal))
+        if in_sweep():
+            print(f"refused: {refusal}")
+        raise
+    except BaseException as error:
+        run.note(state="failed", reason=f"{type(error).__name__}: {error}")
+        raise
+    run.note(state="finished", scores=scores)
+    return scores[config["optimized_metric"]]
+
+
+if __name__ == "__main__":
+    main()
