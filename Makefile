@@ -1,5 +1,6 @@
 # The one door: every target sets up what it needs. `make help` lists them.
 SHELL := /bin/bash
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed

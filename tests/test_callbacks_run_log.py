@@ -37,10 +37,11 @@ def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(tmp_path: Path) -> No
     first = tiny_trainer(tmp_path, 5, logger=log)
     fit(first, Tiny())
     first.save_checkpoint(tmp_path / "5.ckpt")
+    size = log.path.stat().st_size
     fit(tiny_trainer(tmp_path, 8, logger=log), Tiny(), tmp_path / "5.ckpt")  # went on, and was killed
 
     again = RunLog(tmp_path / "run")
-    again.cut(4)  # Lightning numbers the row of the fifth step 4
+    again.cut(size)
     assert max(read(log.path)["train/loss"]) == 4
     fit(tiny_trainer(tmp_path, 10, logger=again), Tiny(), tmp_path / "5.ckpt")
     assert read(again.path) == read(whole.path)
@@ -70,7 +71,7 @@ def test_cutting_leaves_no_second_file_and_needs_none(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     for step in (1, 2, 3):
         log.log_metrics({"loss": float(step), "rate": 0.5}, step=step)
-    log.cut(2)
+    log.cut(len("".join(log.path.read_text().splitlines(keepends=True)[:5])))
     log.log_metrics({"late": 7.0}, step=3)
     assert read(log.path) == {"loss": {1: 1.0, 2: 2.0}, "rate": {1: 0.5, 2: 0.5}, "late": {3: 7.0}}
     assert list(tmp_path.iterdir()) == [log.path]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm.data.decode import Decoder, Unreadable, height_and_width
+from ddpm.data.decode import Decoder, UnreadableError, height_and_width
 from ddpm.data.image_folder import ImageFolder
 from ddpm.errors import Refused
 
@@ -73,7 +73,7 @@ def test_white_is_white_in_every_mode(mode: str, channels: int, tmp_path: Path) 
     else:
         image = Image.new("RGB", (4, 4), WHITE).convert("L" if mode == "LA" else "RGB").convert(mode)
     image.save(tmp_path / "a.tif")
-    assert decoded(tmp_path / "a.tif", channels).unique().tolist() == [255]
+    assert (decoded(tmp_path / "a.tif", channels) == 255).all()
 
 
 def test_levels_of_the_right_size_are_left_alone(tmp_path: Path) -> None:
@@ -191,27 +191,27 @@ def test_what_is_no_image_is_unreadable_with_a_reason(tmp_path: Path) -> None:
     }
     for name, body in files.items():
         (tmp_path / name).write_bytes(body)
-        with pytest.raises(Unreadable, match="."):
+        with pytest.raises(UnreadableError, match=": "):
             decoded(tmp_path / name)
-    with pytest.raises(Unreadable, match="FileNotFound"):
+    with pytest.raises(UnreadableError, match="FileNotFound"):
         decoded(tmp_path / "gone.png")
 
 
 def test_floating_point_pixels_are_unreadable(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(Unreadable, match="floating-point"):
+    with pytest.raises(UnreadableError, match="floating-point"):
         decoded(tmp_path / "a.tif")
 
 
 def test_a_decompression_bomb_is_unreadable(tmp_path: Path) -> None:
     bomb(tmp_path / "bomb.png")
-    with pytest.raises(Unreadable, match="DecompressionBomb"):
+    with pytest.raises(UnreadableError, match="DecompressionBomb"):
         decoded(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("bad", [0, -3, [], [4], [4, 0], [4, 4, 4], "64"])
+@pytest.mark.parametrize("bad", [0, -3, [], [4], [4, 0], [4, 4, 4]])
 def test_impossible_sizes_are_refused(bad: Any) -> None:
-    with pytest.raises(Refused, match="data.image_size="):
+    with pytest.raises(Refused, match=r"data.image_size="):
         height_and_width(bad)
 
 
@@ -221,7 +221,7 @@ def test_sizes_are_one_number_or_two() -> None:
 
 
 def test_two_channels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="data.channels=2 must be 1"):
+    with pytest.raises(Refused, match=r"data.channels=2 must be 1"):
         folder(tmp_path, channels=2)
 
 
@@ -245,7 +245,7 @@ def test_linked_folders_are_listed_once(tmp_path: Path) -> None:
 
 def test_names_that_are_no_text_are_read(tmp_path: Path) -> None:
     grey(tmp_path / "a.png", 5)
-    os.rename(os.fsencode(tmp_path / "a.png"), os.fsencode(tmp_path) + b"/\xff.png")
+    (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"\xff.png"))
     assert levels(folder(tmp_path)) == [5]
 
 
@@ -272,7 +272,8 @@ def test_facts_and_batches_agree(tmp_path: Path) -> None:
     data = folder(tmp_path, image_size=[6, 8], channels=1)
     batch = data.batch("train", [0, 1])
     assert batch.images.shape == (2, *data.facts.shape) == (2, 1, 6, 8)
-    assert batch.images.flatten(1).unique(dim=1).tolist() == [[-1], [1]]
+    assert (batch.images[0] == -1).all()
+    assert (batch.images[1] == 1).all()
     assert (data.facts.num_levels, data.facts.name) == (256, tmp_path.name)
 
 
@@ -302,14 +303,14 @@ def test_with_nothing_held_out_the_test_split_is_the_training_images(tmp_path: P
 def test_an_impossible_split_is_refused(held_out: int, tmp_path: Path) -> None:
     for i in range(2):
         grey(tmp_path / f"{i}.png", i)
-    with pytest.raises(Refused, match=f"data.held_out={held_out}"):
+    with pytest.raises(Refused, match=rf"data.held_out={held_out}"):
         _ = folder(tmp_path, held_out=held_out).facts
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="pass data.root=FOLDER"):
+    with pytest.raises(Refused, match=r"pass data.root=FOLDER"):
         folder(None)
-    with pytest.raises(Refused, match="there is no folder .*nowhere"):
+    with pytest.raises(Refused, match=r"there is no folder .*nowhere"):
         _ = folder(tmp_path / "nowhere").facts
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(Refused, match="there are no images in"):
@@ -361,7 +362,7 @@ def test_unreadable_images_are_counted_over_all_workers(num_workers: int, tmp_pa
 
 def test_unreadable_images_are_fatal_on_request(tmp_path: Path) -> None:
     spoilt(tmp_path)
-    with pytest.raises(Refused, match="2.png can not be read"):
+    with pytest.raises(Refused, match=r"2.png can not be read"):
         levels(folder(tmp_path, unreadable_is_fatal=True))
 
 

@@ -6,29 +6,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from metric_data import Few, digits
 from scipy.linalg import sqrtm
 from torch import Tensor, distributed
 from torch.multiprocessing import start_processes
 
 from ddpm.errors import Refused
 from ddpm.images import from_levels, to_uint8
-from ddpm.metric import FID, Classifier, FeatureBatch, Inception, InceptionScore, RandomConv, SampleMetric, Scores
+from ddpm.metric import (
+    FID,
+    Classifier,
+    FeatureBatch,
+    Inception,
+    InceptionScore,
+    RandomConv,
+    SampleMetric,
+    Scores,
+)
 from ddpm.metric.fid import frechet_distance
 from ddpm.metric.inception_score import split_of_image
 from ddpm.metric.reference import Statistics, moments, statistics
-from metric_data import Few, digits
 
 
 def random_features() -> RandomConv:
     return RandomConv(channels=[8, 4], resolution=32, seed=0)
 
 
-def classifier(cache: Path) -> Classifier:
+def classifier(cache: Path, images_seen: int = 640) -> Classifier:
     return Classifier(
         cache=str(cache),
         channels=[8, 16, 16],
         resolution=32,
-        images_seen=6_000,
+        images_seen=images_seen,
         enough=0.99,
         batch_size=64,
         learning_rate=1e-2,
@@ -85,7 +94,7 @@ def test_an_image_falls_into_one_split_by_its_index() -> None:
 
 
 def test_inception_score_of_certain_and_uncertain_classes(tmp_path: Path) -> None:
-    """k classes, each certain: k. Nothing known of any image: 1."""
+    """As many as there are classes, each of them certain; and 1 where nothing is known of any image."""
     score = InceptionScore(features=classifier(tmp_path), splits=1)
     score.features.num_logits = 5
     for sharpness, want in ((1e3, 5.0), (0.0, 1.0)):
@@ -113,9 +122,10 @@ def test_scores_depend_neither_on_order_nor_on_batches_and_share_a_pass(tmp_path
     levels = data.load("test").levels
     for number in shuffled.split(10):
         scores.update(from_levels(levels[number], 17), number)
-    together = scores.compute()
-    alone = [seen(metric, data.pixels("test"), list(torch.arange(103).split(40))) for metric in metrics]
-    assert together == pytest.approx({name: value for each in alone for name, value in each.items()}, rel=1e-4)
+    together, alone = scores.compute(), {}
+    for metric in metrics:
+        alone |= seen(metric, data.pixels("test"), list(torch.arange(103).split(40)))
+    assert together == pytest.approx(alone, rel=1e-4)
     assert set(together) == {
         "fid_classifier",
         "inception_score_classifier",
@@ -155,7 +165,8 @@ def halves(metrics: list[SampleMetric], data: Few, order: list[Tensor]) -> dict[
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     """They prepare at once, too: one trains, the other waits and reads what it wrote."""
     data = digits(train=400, test=301)
-    start_processes(over_two_ranks, (str(tmp_path), data), nprocs=2, start_method="fork")  # spares the imports
+    args = (str(tmp_path), data)
+    start_processes(over_two_ranks, args, nprocs=2, start_method="fork")  # which spares them the imports
     metrics = scored(tmp_path, data)
     for metric in metrics:
         metric.prepare(data)
@@ -187,7 +198,7 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
         fid.reset(1)
     with pytest.raises(Refused, match="fewer than two train images"):
         fid.prepare(digits(train=1))
-    with pytest.raises(Refused, match="9 images out among 10 splits.*splits=9"):
+    with pytest.raises(Refused, match=r"9 images out among 10 splits.*splits=9"):
         InceptionScore(features=classifier(tmp_path), splits=10).reset(9)
     with pytest.raises(Refused, match="0 splits"):
         InceptionScore(features=classifier(tmp_path), splits=0)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from metric_data import Few, digits
+from test_metric import classifier, random_features
 
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import TensorSet
 from ddpm.errors import Refused
 from ddpm.metric import FID, RandomConv
 from ddpm.metric.source import evenly, identity
-from metric_data import Few, digits
-from test_metric import classifier, random_features
 
 
 def noise(shape: tuple[int, int, int], count: int = 6) -> Few:
@@ -74,7 +74,7 @@ def test_features_are_float32_and_in_eval_mode_whatever_the_run_has_chosen(tmp_p
 
 def test_a_classifier_of_digits_is_right_kept_and_draws_nothing(tmp_path: Path) -> None:
     data, state = digits(), torch.get_rng_state()
-    features = classifier(tmp_path / "new" / "cache")
+    features = classifier(tmp_path / "new" / "cache", images_seen=6_400)
     with torch.no_grad():
         features.prepare(data)
     assert features.accuracy is not None
@@ -83,20 +83,29 @@ def test_a_classifier_of_digits_is_right_kept_and_draws_nothing(tmp_path: Path) 
     assert features.protocol()["features_accuracy"] == features.accuracy
     [kept] = (tmp_path / "new" / "cache").glob("*.pt")
     torch.save(torch.load(kept, weights_only=True) | {"accuracy": 0.5}, kept)
-    again = classifier(tmp_path / "new" / "cache")
+    again = classifier(tmp_path / "new" / "cache", images_seen=6_400)
     again.prepare(data)
     assert (again.key, again.accuracy) == (features.key, 0.5)  # it was read, not trained
-    other = classifier(tmp_path / "elsewhere")
-    other.prepare(data)
-    assert other.key == features.key
+
+
+def test_a_classifier_is_a_function_of_data_and_options(tmp_path: Path) -> None:
+    keys = []
+    for folder, train, images_seen in (("a", 100, 640), ("b", 100, 640), ("a", 90, 640), ("a", 100, 320)):
+        features = classifier(tmp_path / folder, images_seen)
+        features.prepare(digits(train=train))
+        keys.append(features.key)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+    with pytest.raises(Refused, match="two channels or more"):
+        classifier(tmp_path, images_seen=0)
 
 
 def test_a_classifier_needs_labels(tmp_path: Path) -> None:
     data = digits(train=100, test=50)
-    with pytest.raises(Refused, match="no labels.*fid_random"):
+    with pytest.raises(Refused, match=r"no labels.*fid_random"):
         classifier(tmp_path).prepare(data.without_labels())
     blank = Few(data.facts, data.without_labels().splits)
-    with pytest.raises(Refused, match="no labels.*fid_random"):
+    with pytest.raises(Refused, match=r"no labels.*fid_random"):
         classifier(tmp_path).prepare(blank)
     features = classifier(tmp_path)
     features.prepare(Few(data.facts, data.splits | {"test": blank.load("test")}))
@@ -134,7 +143,7 @@ def test_a_corrupt_file_is_made_again_with_a_warning(
         corrupt(path)
     with caplog.at_level(logging.WARNING):
         again, sigma_again = prepared()
-    assert (again, caplog.text.count("corrupt")) == (key, 2)
+    assert (again, caplog.text.count("is corrupt")) == (key, 2)
     assert torch.equal(sigma_again, sigma)
     assert not list(tmp_path.glob("*.part"))
 
@@ -163,7 +172,7 @@ def test_a_reference_is_read_where_it_is_kept(tmp_path: Path) -> None:
 
 def test_a_cache_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Refused, match="file can not be written.*cache=FOLDER"):
+    with pytest.raises(Refused, match=r"file can not be written.*cache=FOLDER"):
         FID(features=random_features(), split="train", cache=str(tmp_path / "file")).prepare(digits(train=9))
 
 

@@ -63,10 +63,11 @@ class DiffusionModule(LightningModule):
         t, weights = self.draw_times(step, position)
         eps = normal(self.seed, Stream.TRAIN_EPS, position, step, batch.images.shape[1:])
         losses = self.losses(batch, self.kept_labels(batch.labels, step, position), t, eps)
-        if self.timestep.learns:
-            self.seen.append((position, t, losses.detach()))
         loss = (weights.to(losses) * losses).mean()
-        self.log_training(loss, losses.detach(), t)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_training(loss.detach(), losses.detach(), t)
+        if self.timestep.learns:
+            self.show_losses(position, t, losses.detach(), (batch_idx + 1) % accumulation == 0)
         return loss
 
     def draw_times(self, step: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,20 +90,24 @@ class DiffusionModule(LightningModule):
 
     def log_training(self, loss: Tensor, losses: Tensor, t: Tensor) -> None:
         """The loss, and its mean over each quarter of {1, ..., T} (nan where this batch has none there)."""
-        self.log("train/loss", loss.detach(), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        several = self.trainer.world_size > 1
+        self.log("train/loss", loss, sync_dist=several)
         quarter = (t - 1) * 4 // self.diffusion.num_steps
         for k in range(4):
-            self.log(f"train/loss_quarter_{k + 1}", losses[quarter == k].mean())
+            self.log(f"train/loss_quarter_{k + 1}", losses[quarter == k].mean(), sync_dist=several)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Once a global batch is through, show its losses, in its own order, to the timesteps."""
-        if not self.timestep.learns or (batch_idx + 1) % self.trainer.accumulate_grad_batches:
-            return
-        mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
-        position, t, losses = (self.all_gather(x).flatten() for x in mine)
-        self.seen.clear()
-        order = position.argsort()
-        self.timestep.update(t[order], losses[order])
+    def show_losses(self, position: Tensor, t: Tensor, losses: Tensor, is_last: bool) -> None:
+        """Once a global batch is through, show its losses, in its own order, to the timesteps.
+
+        Before the optimiser steps, so that whatever is saved after the step has seen them.
+        """
+        self.seen.append((position, t, losses))
+        if is_last:
+            mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
+            position, t, losses = (self.all_gather(x).flatten() for x in mine)
+            self.seen.clear()
+            order = position.argsort()
+            self.timestep.update(t[order], losses[order])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss at one fixed t and eps for each image: a smooth curve, whatever the seed of the run."""

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 
-from ddpm.callbacks.run_log import RunLog, plot_loss
+from ddpm.callbacks.run_log import RunLog, plot_loss, read
 from ddpm.module import DiffusionModule
 
 console = Console()
@@ -34,7 +34,7 @@ def announce(config: Mapping[str, Any], trainer: Trainer, module: DiffusionModul
 def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> None:
     """Where the checkpoint, the grid, the loss curve and the metrics are, and the scores."""
     curve = folder / "loss.png"
-    plot_loss(log.rows(), curve)
+    plot_loss(read(log.path), curve)
     grids = sorted((folder / "samples").glob("step_*.png"))
     rows = {
         "checkpoint": folder / "checkpoints" / "last.ckpt",

@@ -1,8 +1,10 @@
 """A training run from its resolved config to its scores."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 
 from ddpm.build import (
     Config,
@@ -13,6 +15,7 @@ from ddpm.build import (
     build_trainer,
     refuse_batch,
 )
+from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
 from ddpm.checkpoint import read
@@ -52,18 +55,20 @@ def train(config: Config, run: Run) -> dict[str, float]:
     for logger in loggers:
         logger.log_hyperparams(config)
     announce(config, trainer, module, run.folder)
-    trainer.fit(module, datamodule=data, ckpt_path=resumed(run, log), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resumed(run, log, callbacks), weights_only=True)
     scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
     if trainer.is_global_zero:
         training_report(run.folder, log, scores)
     return scores
 
 
-def resumed(run: Run, log: RunLog) -> Path | None:
-    """The checkpoint to go on from, if there is one; the log is cut back to its step."""
+def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback]) -> Path | None:
+    """The checkpoint to go on from, if there is one; the log is cut back to where it was then."""
     if not run.last_checkpoint.exists():
         return None
-    step = read(run.last_checkpoint)["global_step"]
+    content = read(run.last_checkpoint)
+    if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
+        raise Refused("this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME.")
     if run.lock is not None:
-        log.cut(step)
+        log.cut(content["callbacks"]["SaveLast"]["log_bytes"])
     return run.last_checkpoint

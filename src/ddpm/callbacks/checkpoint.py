@@ -1,27 +1,56 @@
 """Checkpoints: `last.ckpt`, and the one before it."""
 
+import os
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ddpm.callbacks.every import EveryNSteps
+from ddpm.callbacks.run_log import FILE
+from ddpm.errors import Refused
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 
 
-class SaveLast(EveryNSteps, Checkpoint):
+class SaveLast(Callback):
     """Saves `last.ckpt` every n steps and at the end, and keeps the one before as `previous.ckpt`.
 
-    A Checkpoint to Lightning, so that it comes after all other callbacks of a step.
+    It saves when the next batch starts, and stands first among the callbacks: by then all that belongs to
+    the step is done and logged (Lightning logs and validates after the callbacks' end of a batch), and
+    nothing of the next one. With it goes the length of the run's own log, to cut it back to.
     """
 
     def __init__(self, *, every_n_steps: int, folder: Path) -> None:
-        super().__init__(every_n_steps=every_n_steps)
-        self.folder = folder / "checkpoints"
+        if every_n_steps < 1:
+            raise Refused(f"callbacks.checkpoint.every_n_steps is {every_n_steps}; it must be at least 1.")
+        self.every_n_steps = every_n_steps
+        self.folder, self.log = folder / "checkpoints", folder / FILE
+        self._last_step = 0
 
-    def act(self, trainer: Trainer, module: LightningModule) -> None:
-        last = self.folder / LAST
-        if trainer.is_global_zero and last.exists():
-            last.replace(self.folder / PREVIOUS)
-        trainer.save_checkpoint(last)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Once a step. There is always a whole `last.ckpt`, the old one or the new one."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        new, last, previous = (self.folder / name for name in ("new.ckpt", LAST, PREVIOUS))
+        trainer.save_checkpoint(new)
+        if trainer.is_global_zero:
+            if last.exists():
+                previous.unlink(missing_ok=True)
+                os.link(last, previous)
+            new.replace(last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_bytes": self.log.stat().st_size if self.log.exists() else 0}

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm.callbacks.ema import averaged
+from ddpm.callbacks.throughput import pause
 from ddpm.errors import Refused
 
 
@@ -49,6 +50,7 @@ class EveryNSteps(Callback, ABC):
 @contextmanager
 def measuring(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Averaged weights, no dropout, no gradients and the run's precision, for as long as it lasts."""
+    pause(trainer)
     was_training = module.training
     module.eval()
     try:

@@ -71,11 +71,11 @@ class RunLog(Logger):
         """Nothing: the resolved config lies beside the log."""
 
     @rank_zero_only
-    def cut(self, step: int) -> None:
-        """Drops what was logged after `step`, when a run is resumed from there; atomically."""
+    def cut(self, size: int) -> None:
+        """Drops what was logged after the file had so many bytes, when a run is resumed from there."""
         if self.path.exists():
-            kept = [row for row in _rows(self.path) if int(row[0]) <= step]
-            self._replace(_text([HEADER, *kept]))
+            with self.path.open("ab") as file:
+                file.truncate(min(size, self.path.stat().st_size))
 
     def after_save_checkpoint(self, checkpoint_callback: object) -> None:
         self._synchronise()
@@ -95,14 +95,6 @@ class RunLog(Logger):
             if b"\n" not in text:
                 file.write(_text([HEADER]).encode())
         self._mended = True
-
-    def _replace(self, text: str) -> None:
-        fresh = self.path.with_suffix(".tmp")
-        with fresh.open("w", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.path)
 
     @rank_zero_only
     def _synchronise(self) -> None:

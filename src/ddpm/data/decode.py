@@ -13,13 +13,14 @@ from torch import Tensor
 from ddpm.errors import Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA")  # none that starts a program (EPS)
-SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .tga".split()
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
 _MODES = {1: "L", 3: "RGB"}
 
 
-class Unreadable(Exception):
+class UnreadableError(Exception):
     """A file that is no image of a kind we read; its message is the reason."""
 
 
@@ -42,7 +43,7 @@ def shown(image: Image.Image) -> Image.Image:
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise Unreadable("it holds floating-point numbers, whose black and white are unknown")
+        raise UnreadableError("it holds floating-point numbers, whose black and white are unknown")
     if image.mode.startswith("I"):
         return _from_16_bit(image)
     if image.has_transparency_data:
@@ -93,17 +94,18 @@ class Decoder:
         Images beyond Pillow's bound on decompression bombs (179 million pixels) are unreadable.
 
         Raises:
-            Unreadable: with the reason.
+            UnreadableError: with the reason.
         """
         try:
-            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                picture = fitted(shown(image).convert(_MODES[self.channels]), self.height, self.width)
-        except Unreadable:
+            # Not by its name: Pillow would map a plain TIFF into memory, and gets rotated ones wrong there.
+            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+                return self._levels(shown(Image.open(file, formats=FORMATS)))
+        except UnreadableError:
             raise
         except Exception as error:  # decoders raise whatever a broken file leads them to
-            raise Unreadable(f"{type(error).__name__}: {error}") from error
-        return self._levels(picture)
+            raise UnreadableError(f"{type(error).__name__}: {error}") from error
 
-    def _levels(self, picture: Image.Image) -> Tensor:
+    def _levels(self, image: Image.Image) -> Tensor:
+        picture = fitted(image.convert(_MODES[self.channels]), self.height, self.width)
         array = np.array(picture).reshape(self.height, self.width, self.channels)
         return torch.from_numpy(array).permute(2, 0, 1).contiguous()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm.data.decode import Decoder, Unreadable, height_and_width
+from ddpm.data.decode import Decoder, UnreadableError, height_and_width
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
 
@@ -71,11 +71,11 @@ class DecodedSet(ABC):
             return None
         try:
             return self.decoder(self.source(index))
-        except Unreadable as fault:
+        except UnreadableError as fault:
             self._report(index, fault)
             return None
 
-    def _report(self, index: int, fault: Unreadable) -> None:
+    def _report(self, index: int, fault: UnreadableError) -> None:
         if self.unreadable_is_fatal:
             raise Refused(
                 f"{self.name(index)} can not be read ({fault}): mend or remove it, "

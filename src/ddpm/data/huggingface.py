@@ -53,10 +53,10 @@ class HuggingFace(DecodedData):
         train_split, test_split: what the library calls them (a slice such as train[:90%] is one);
             without a test_split, it is the training images.
         image_column: of encoded images.
-        label_column: of classes, or None; rows without a class, or with one that training does not have, get -1.
+        label_column: of classes, or None; rows without one, or with one that training lacks, get -1.
         download: fetch the repository, or open what was fetched before; without it, path must be a folder.
 
-    The other arguments are DecodedData's; `root` is where downloads are kept, None for the library's own cache.
+    The other arguments are DecodedData's; `root` keeps downloads, None is the library's own cache.
 
     Raises:
         Refused: if path is not given, a value is impossible, or the library is not installed.
@@ -101,7 +101,9 @@ class HuggingFace(DecodedData):
     @property
     def facts(self) -> Facts:
         train, test = self.splits["train"], self.splits["test"]
-        split = f"{train} trains and {test} tests" if test != train else f"{train} trains, and is the test split"
+        split = (
+            f"{train} trains and {test} tests" if test != train else f"{train} trains and is the test split"
+        )
         return Facts(
             name=Path(self.path).name,
             shape=self.decoder.shape,
@@ -149,8 +151,8 @@ class HuggingFace(DecodedData):
         try:
             images = rows.select_columns([self.image_column])
             return images.cast_column(self.image_column, self.library.Image(decode=False))
-        except (TypeError, ValueError) as error:
-            raise Refused(f"data.image_column={self.image_column} holds no encoded images: {error}") from error
+        except (TypeError, ValueError, NotImplementedError) as error:  # what Arrow's own derive from
+            raise Refused(f"data.image_column={self.image_column} holds no images: {error}") from error
 
     @cached_property
     def _classes(self) -> list[Any]:
@@ -162,7 +164,7 @@ class HuggingFace(DecodedData):
         if isinstance(feature, self.library.ClassLabel):
             return list(feature.names)
         if not isinstance(feature, self.library.Value):
-            raise Refused(f"data.label_column={self.label_column} holds {feature}, no classes: choose another")
+            raise Refused(f"data.label_column={self.label_column} holds no classes but {feature}")
         return sorted(value for value in self._train_rows.unique(self.label_column) if value is not None)
 
     def _labels(self, rows: Any) -> Tensor:

@@ -93,9 +93,7 @@ class ImageData(LightningDataModule, ABC):
         Refused: if batch_size is not positive or num_workers negative.
     """
 
-    def __init__(
-        self, *, root: str | None, batch_size: int, num_workers: int, flip: bool, seed: int
-    ) -> None:
+    def __init__(self, *, root: str | None, batch_size: int, num_workers: int, flip: bool, seed: int) -> None:
         super().__init__()
         if batch_size < 1:
             raise Refused(f"data.batch_size={batch_size} leaves nothing to train on: choose at least 1")
@@ -138,7 +136,7 @@ class ImageData(LightningDataModule, ABC):
     def batches(
         self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None
     ) -> Iterator[Batch]:
-        """A split, or these indices of it, in order, in batches of at most that size; unflipped, on the CPU."""
+        """A split, or these indices of it, in order, in batches of at most that size; unflipped, on CPU."""
         images = self.load(split)
         chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices, dtype=torch.long)
         for raw in self._loader(_Batches(images, as_they_are), torch.split(chosen, batch_size)):
@@ -203,7 +201,7 @@ class ImageData(LightningDataModule, ABC):
             sampler=numbers,
             num_workers=workers,
             persistent_workers=workers > 0,
-            timeout=0,  # DataLoader then looks every five seconds whether its workers live; with one it just waits
+            timeout=0,  # so DataLoader looks every five seconds if its workers live; else it only waits
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator(),  # it seeds workers that draw nothing; spare the global generator
         )

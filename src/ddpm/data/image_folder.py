@@ -22,13 +22,17 @@ def _refuse(error: OSError) -> None:
 
 
 def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders below root, each once even if links lead to it twice, and their files; hidden ones left out."""
+    """Folders below root, as prefixes relative to it, and their files.
+
+    Hidden ones are left out, and each is met once even if links lead to it twice.
+    """
     met = set()
     for folder, below, names in os.walk(root, onerror=_refuse, followlinks=True):
         identity = os.path.realpath(folder)
         below[:] = [] if identity in met else sorted(name for name in below if not name.startswith("."))
         if identity not in met:
-            yield folder, names
+            prefix = os.path.relpath(folder, root)
+            yield ("" if prefix == os.curdir else prefix + os.sep), names
         met.add(identity)
 
 
@@ -41,13 +45,13 @@ def listing(root: Path) -> list[str]:
     if not root.is_dir():
         raise Refused(f"there is no folder {root}: pass data.root=FOLDER, a folder of images")
     files = [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, names in _walk(root)
+        prefix + name
+        for prefix, names in _walk(root)
         for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        if not name.startswith(".") and name.lower().endswith(SUFFIXES)
     ]
     if not files:
-        raise Refused(f"there are no images in {root} (looked for {' '.join(sorted(SUFFIXES))})")
+        raise Refused(f"there are no images in {root} (looked for {' '.join(SUFFIXES)})")
     return sorted(files)
 
 

@@ -1,0 +1,153 @@
+"""What a user types, and what comes of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from processes import SMALL, verb
+
+from ddpm.callbacks.run_log import read
+
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One small run, without W&B, and where it lies."""
+    cwd = tmp_path_factory.mktemp("trained")
+    told = verb("train", cwd, *SMALL, "logger=[]", "name=try")
+    (folder,) = (cwd / "runs/try").iterdir()
+    return cwd, folder, told
+
+
+def test_help_and_config_answer_without_torch(tmp_path):
+    assert "schedule: constant, cosine" in " ".join(verb("train", tmp_path, "--help").split())
+    assert "_target_: ddpm.schedule.cosine" in verb("train", tmp_path, "--cfg", "job", "schedule=cosine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_leaves_everything_and_says_where(trained):
+    _, folder, told = trained
+    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/step_0000006.png", "loss.png", "metrics.csv"):
+        assert (folder / name).is_file()
+        assert name.split("/")[-1] in told
+    assert "precision 32-true" in told
+    history = read(folder / "metrics.csv")
+    assert {"train/loss", "val/loss", "train/gradient_norm", "score/fid_classifier"} <= set(history)
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert not list(folder.rglob("*.part"))
+
+
+def test_the_checkpoint_is_plain_data_without_the_metrics_networks(trained):
+    content = torch.load(trained[1] / "checkpoints/last.ckpt", weights_only=True)
+    assert all(key.startswith(("diffusion.", "timestep.")) for key in content["state_dict"])
+    assert content["ddpm"]["config"]["data"]["batch_size"] == 16
+    assert content["global_step"] == 6
+
+
+def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
+    cwd, folder, _ = trained
+    asked = ["sampler.num_steps=4", "sigma=beta_tilde", "num_images=5", "batch_size=2", "npz=true", "trajectory=true"]
+    verb("sample", cwd, f"checkpoint={folder}", "out=drawn", "trainer=cpu", *asked)
+    names = {path.name for path in (cwd / "drawn").iterdir()}
+    assert names == {f"{i:06d}.png" for i in range(5)} | {"grid.png", "samples.npz", "trajectory.png", "trajectory.webp"}
+    images = np.load(cwd / "drawn/samples.npz", allow_pickle=False)["arr_0"]
+    assert images.shape == (5, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert np.array_equal(np.asarray(Image.open(cwd / "drawn/000003.png")), images[3, ..., 0])
+    verb("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
+    assert (cwd / "noised/forward.png").is_file()
+
+
+def test_evaluation_keeps_one_row_a_protocol(trained):
+    cwd, folder, _ = trained
+    asked = [f"checkpoint={folder}", "num_images=20", "trainer=cpu", "metric.bits_per_dim.num_times=3", "batch_size=10"]
+    for steps in (4, 4, 5):
+        told = verb("evaluate", cwd, *asked, f"sampler.num_steps={steps}")
+        assert "bits_per_dim" in told
+    rows = [json.loads(line) for line in (folder / "checkpoints/results.jsonl").read_text().splitlines()]
+    assert [row["protocol"]["sampler"]["num_steps"] for row in rows] == [4, 5]
+    for row in rows:
+        assert {"sampler", "sigma", "images", "seed", "weights", "metrics"} <= set(row["protocol"])
+        assert {"fid_classifier", "inception_score_classifier", "bits_per_dim"} <= set(row["scores"])
+        assert "torch" in row["versions"]
+
+
+def test_resuming_goes_on_and_a_second_run_takes_the_next_number(trained):
+    cwd, folder, _ = trained
+    small = [text for text in SMALL if not text.startswith("trainer.max_steps")]
+    told = verb("train", cwd, *small, "logger=[]", "name=try", f"resume={folder}", "trainer.max_steps=9")
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
+    assert "step_0000009.png" in told
+    assert max(read(folder / "metrics.csv")["train/loss"]) == 7  # rows count from 0, every second step
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("train", ["schedule=liner"], "Could not find 'schedule/liner'"),
+        ("train", ["trainer.max_step=5"], "max_step"),
+        ("train", ["trainer.max_steps=abc"], "trainer.max_steps=abc is not possible"),
+        ("train", ["sigma=learned_range"], "objective=hybrid or vlb"),
+        ("train", ["data=cifar10", "data.root=nowhere", "model=tiny"], "data.download=true"),
+        ("train", ["runs=/proc/nothing"], "can not be written"),
+        ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
+        ("sample", [], "checkpoint must be given"),
+        ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "Could not find 'metric/beauty'"),
+    ],
+)
+def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
+    told = verb(name, tmp_path, *arguments, ok=False)
+    assert words in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sampler=ddim", "sigma=beta"], "its own sigma"),
+        (["sigma=learned_range"], "not trained with"),
+        (["label=3"], "takes no label"),
+        (["mode=sideways"], "reverse or forward"),
+        (["weights=best"], "ema, raw"),
+        (["num_images=0"], "at least 1"),
+    ],
+)
+def test_what_a_checkpoint_can_not_do_is_refused(trained, arguments, words, monkeypatch):
+    from compose import composed
+
+    from ddpm.drawing import draw_images
+    from ddpm.errors import Refused
+
+    monkeypatch.chdir(trained[0])
+    with pytest.raises(Refused, match=words):
+        draw_images(composed(f"checkpoint={trained[1]}", "trainer=cpu", *arguments, verb="sample"))
+    assert not (trained[0] / "samples").exists()
+
+
+def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
+    small = [*SMALL, "callbacks.evaluation.num_images=4", "name=sweep"]
+    told = verb("train", tmp_path, "-m", "schedule=linear,cosine", "sigma=beta,beta_tilde", *small)
+    runs = [path for path in (tmp_path / "runs/sweep").iterdir() if path.is_dir()]
+    assert len(runs) == 4
+    for schedule in ("linear", "cosine"):
+        for sigma in ("beta", "beta_tilde"):
+            (run,) = [r for r in runs if f"schedule={schedule}," in r.name and r.name.endswith(f"sigma={sigma}")] or runs[:0]
+            assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    table = (tmp_path / "runs/sweep/table.csv").read_text()
+    assert table.count("finished") == 4
+    assert "fid_classifier" in table
+    assert "table.md" in told
+
+
+def test_a_refused_job_does_not_stop_a_sweep(tmp_path):
+    small = [*SMALL, "name=sweep", "logger=[]", "callbacks.evaluation.num_images=4"]
+    told = verb("train", tmp_path, "-m", "sigma=learned_range,beta", *small, ok=False)
+    table = (tmp_path / "runs/sweep/table.csv").read_text()
+    assert "objective=hybrid or vlb" in table
+    assert "refused" in table
+    assert "finished" in table
+    assert "Traceback" not in told
+
+

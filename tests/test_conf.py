@@ -1,0 +1,144 @@
+"""Every YAML: its keys are its target's parameters, every choice composes, and impossible pairs are refused."""
+
+import inspect
+from itertools import product
+
+import pytest
+import torch
+from compose import composed
+from yamls import CONF, names, node
+
+from ddpm.build import build_callbacks, build_data, build_module, build_sampler
+from ddpm.data.facts import Facts
+from ddpm.errors import Refused
+from ddpm.instantiate import target_of
+
+WIRED = {  # what build.py hands over; nothing of it stands in a YAML
+    "model": {"shape", "num_classes", "learned"},
+    "timestep": {"num_steps"},
+    "lr_schedule": {"max_steps"},
+    "data": {"seed"},
+    "callbacks": {"folder", "data", "shape", "metrics", "monitor", "sampler", "seed", "batch_size"},
+    "logger": {"folder", "save_dir"},
+}
+OURS = ["model", "schedule", "sigma", "prediction", "objective", "timestep", "sampler", "data", "lr_schedule", "metric"]
+DIGITS = Facts("digits", (1, 8, 8), 17, tuple("0123456789"), "")
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in [*OURS, "callbacks", "logger"] for n in names(g)])
+def test_the_keys_are_the_parameters(group, name):
+    content = node(group, name)
+    target = target_of(content, group)
+    if not target.__module__.startswith("ddpm"):
+        assert set(content) - {"_target_"} <= set(inspect.signature(target).parameters)
+        return
+    parameters = set(inspect.signature(target).parameters)
+    assert set(content) - {"_target_"} == parameters - WIRED.get(group, set())
+
+
+@pytest.mark.parametrize("name", names("trainer"))
+def test_trainers_have_only_keys_that_lightning_knows(name):
+    from lightning.pytorch import Trainer
+
+    assert set(node("trainer", name)) - {"_target_", "defaults"} <= set(inspect.signature(Trainer).parameters)
+
+
+@pytest.mark.parametrize(("group", "name"), [(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")])
+def test_every_choice_composes_and_says_what_it_is(group, name):
+    first, second = (CONF / group / f"{name}.yaml").read_text().splitlines()[:2]
+    assert (second if first.startswith("# @package") else first).startswith("# ")
+    choice = f"{group}=[{name}]" if group in ("callbacks", "metric", "logger") else f"{group}={name}"
+    assert composed(choice)[group] if group != "experiment" else composed(choice)
+
+
+
+
+@pytest.mark.parametrize(("schedule", "sigma", "prediction"), product(*map(names, ("schedule", "sigma", "prediction"))))
+def test_every_combination_trains_a_step_and_samples_or_is_refused(schedule, sigma, prediction):
+    for objective, timestep in product(names("objective"), names("timestep")):
+        overrides = [f"schedule={schedule}", f"sigma={sigma}", f"prediction={prediction}"]
+        overrides += [f"objective={objective}", f"timestep={timestep}", "model=tiny", "lr_schedule=constant"]
+        config = composed(*overrides)
+        if "num_steps" in config["schedule"]:
+            config["schedule"]["num_steps"] = 10
+        impossible = (
+            (sigma.startswith("learned") and objective not in ("vlb", "hybrid"))
+            or (objective == "hybrid" and not sigma.startswith("learned"))
+            or (schedule == "jsd" and prediction == "epsilon")
+        )
+        if impossible:
+            with pytest.raises(Refused, match="choose"):
+                build_module(config, DIGITS)
+        elif timestep == "uniform":
+            trains_and_samples(config)
+        else:
+            build_module(config, DIGITS)
+
+
+def trains_and_samples(config):
+    from ddpm.sampling import draw
+    from ddpm.types import times
+
+    torch.manual_seed(0)
+    module = build_module(config, DIGITS)
+    x_0 = torch.randint(0, 17, (4, 1, 8, 8)) / 8 - 1
+    t = times(torch.tensor([1, 2, 9, 10]), x_0)
+    loss = module.objective(module.diffusion, x_0, t, torch.randn_like(x_0)).mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+    with torch.no_grad():
+        images = draw(module.diffusion, build_sampler(config, module.diffusion), torch.arange(2), (1, 8, 8), 0)
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_builds(name):
+    config = composed(f"experiment={name}", "data.root=/nowhere")
+    size = config["data"].get("image_size", 32)
+    facts = Facts("x", (3, size, size), 256, (), "")
+    with torch.device("meta"):
+        module = build_module(config, facts)
+    assert module.batch_size == config["data"]["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sigma=learned_range"], "hybrid or vlb"),
+        (["objective=hybrid"], "learned_range"),
+        (["schedule=jsd"], "velocity"),
+        (["model.channels=30"], "num_groups"),
+        (["model.channel_mult=[1,1,1,1,1]"], "halved"),
+        (["model.class_conditional=true", "model.nonsense=1"], "nonsense"),
+        (["schedule.num_steps=1"], "at least 2"),
+        (["schedule.num_steps=many"], "integer"),
+        (["sampler.num_steps=2000"], "only 1000"),
+        (["sampler.spacing=random"], "spacing"),
+        (["sampler=ddim", "sampler.eta=2"], "eta"),
+        (["optimizer.lr=-1"], "learning rate"),
+        (["optimizer.lr=fast"], "optimizer.lr"),
+        (["lr_schedule.num_steps=5000"], "trainer.max_steps"),
+        (["data.batch_size=0"], "batch_size"),
+        (["callbacks.ema.decay=1.5"], "decay"),
+        (["optimized_metric=beauty"], "beauty"),
+        (["label_dropout=1.0"], "label_dropout"),
+        (["sigma=learned", "objective=vlb", "sampler.num_steps=10"], "can not be strided"),
+        (["schedule._target_=ddpm.schedule.nothing"], "spelling"),
+    ],
+)
+def test_impossible_values_are_refused_when_built_in_one_sentence(overrides, words, tmp_path):
+    config = composed(*overrides)
+    with pytest.raises(Refused, match=words) as refusal:
+        data = build_data(config)
+        module = build_module(config, data.facts)
+        build_callbacks(config, tmp_path, data, module)
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_learned_heads_double_the_output_and_nothing_else():
+    config = composed("model=ddpm_cifar10", "sigma=learned_range", "objective=hybrid")
+    with torch.device("meta"):
+        network = build_module(config, Facts("x", (3, 32, 32), 256, (), "")).diffusion.network
+    assert sum(p.numel() for p in network.parameters()) == 35_749_766

@@ -1,0 +1,64 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ddpm.errors import Refused
+from ddpm.runs import label, open_run, status
+
+
+def opened(root, overrides=("a=1",), resume=None):
+    run = open_run(root, list(overrides), resume)
+    run.lock.release()
+    return run
+
+
+def test_the_folder_is_named_by_its_overrides_whatever_their_order():
+    assert label([]) == "default"
+    assert label(["b=2", "a=1"]) == label(["a=1", "b=2"]) == "a=1,b=2"
+
+
+def test_long_or_odd_names_are_cut_and_told_apart():
+    one, other = label(["x=" + "y" * 300]), label(["x=" + "y" * 301])
+    assert one != other
+    assert max(len(one), len(other)) < 140
+    assert "/" not in label(["data.root=/a/b"])
+    assert label(["data.root=/a/b"]) != label(["data.root=_a_b"])
+
+
+def test_a_new_run_takes_the_next_number_and_auto_finds_the_newest(tmp_path):
+    first, second = opened(tmp_path), opened(tmp_path)
+    assert (first.folder.name, second.folder.name) == ("a=1", "a=1-2")
+    assert opened(tmp_path, resume="auto").folder == second.folder
+    assert opened(tmp_path, ["a=2"], "auto").folder.name == "a=2"
+    assert opened(tmp_path, resume=str(first.folder)).folder == first.folder
+
+
+def test_a_refused_run_leaves_its_name_free(tmp_path):
+    run = open_run(tmp_path, ["a=1"], None)
+    run.note(state="refused", reason="no")
+    run.lock.release()
+    assert opened(tmp_path).folder == run.folder
+
+
+def test_notes_add_up(tmp_path):
+    run = open_run(tmp_path, [], None)
+    run.note(state="running", overrides=[])
+    run.note(state="finished", scores={"fid": 1.0})
+    run.lock.release()
+    assert status(run.folder) == {"state": "finished", "overrides": [], "scores": {"fid": 1.0}}
+    assert json.loads((run.folder / "status.json").read_text())
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    run = open_run(tmp_path, [], None)
+    code = f"from ddpm.runs import locked; from pathlib import Path; locked(Path({str(run.folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    run.lock.release()
+    assert "another process is at work" in done.stderr
+
+
+def test_a_resume_of_nothing_is_refused(tmp_path):
+    with pytest.raises(Refused, match="no run's folder"):
+        open_run(tmp_path, [], str(tmp_path / "nowhere"))
