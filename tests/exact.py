@@ -38,7 +38,11 @@ def point(
 
 
 def gaussian(
-    schedule: NoiseSchedule, m: float, v: float, sigma: Sigma | None = None, prediction: Prediction | None = None
+    schedule: NoiseSchedule,
+    m: float,
+    v: float,
+    sigma: Sigma | None = None,
+    prediction: Prediction | None = None,
 ) -> GaussianDiffusion:
     """Data ~ N(m, v): E[x_0 | x_t] = m + a v / (a^2 v + b^2) (x_t - a m)."""
 

@@ -22,9 +22,7 @@ class Few:
     def load(self, split: str) -> TensorSet:
         return self.splits[split]
 
-    def batches(
-        self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None
-    ) -> Iterator[Batch]:
+    def batches(self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None) -> Iterator[Batch]:
         chosen = torch.arange(len(self.load(split))) if indices is None else torch.as_tensor(indices)
         assert self.facts.num_levels is not None
         for part in chosen.split(batch_size):
@@ -37,8 +35,7 @@ class Few:
 
     def without_labels(self) -> "Few":
         splits = {
-            name: TensorSet(images.levels, torch.full_like(images.labels, -1))
-            for name, images in self.splits.items()
+            name: TensorSet(images.levels, torch.full_like(images.labels, -1)) for name, images in self.splits.items()
         }
         return Few(replace(self.facts, class_names=()), splits)
 

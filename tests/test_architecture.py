@@ -13,7 +13,11 @@ SOURCES = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]
 
 def test_imports_go_downstairs_only():
     done = subprocess.run(
-        [Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True, check=False
+        [Path(sys.executable).with_name("lint-imports")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout
 
@@ -28,7 +32,17 @@ def test_files_and_functions_are_short(path):
 
 
 def test_every_word_of_the_sentence_has_its_rooms():
-    for word in ("schedule", "sigma", "prediction", "objective", "timestep", "sampler", "data", "metric", "model"):
+    for word in (
+        "schedule",
+        "sigma",
+        "prediction",
+        "objective",
+        "timestep",
+        "sampler",
+        "data",
+        "metric",
+        "model",
+    ):
         assert (ROOT / "src/ddpm" / f"{word}.py").exists() or (ROOT / "src/ddpm" / word).is_dir()
         assert (ROOT / "conf" / word).is_dir()
         assert (ROOT / "tests" / f"test_{word}.py").exists()

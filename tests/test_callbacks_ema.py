@@ -89,16 +89,12 @@ def recursion(raw: list[Weights], decay: Callable[[int], float]) -> list[Weights
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(
-    ("warmup", "decay"), [(False, lambda n: 0.9), (True, lambda n: min(0.9, (1 + n) / (10 + n)))]
-)
+@pytest.mark.parametrize(("warmup", "decay"), [(False, lambda n: 0.9), (True, lambda n: min(0.9, (1 + n) / (10 + n)))])
 def test_the_average_is_the_recursion(
     tmp_path: Path, accumulate: int, warmup: bool, decay: Callable[[int], float]
 ) -> None:
     watch = Watch()
-    trainer = tiny_trainer(
-        tmp_path, STEPS, watch, EMA(decay=0.9, warmup=warmup), accumulate_grad_batches=accumulate
-    )
+    trainer = tiny_trainer(tmp_path, STEPS, watch, EMA(decay=0.9, warmup=warmup), accumulate_grad_batches=accumulate)
     fit(trainer, Tiny())
     expected = recursion(watch.raw, decay)
     assert len(watch.seen) == STEPS
@@ -138,9 +134,7 @@ def save_inside_validation(folder: Path, **options: Any) -> Path:
 def save_by_a_monitor(folder: Path, **options: Any) -> Path:
     best = ModelCheckpoint(folder, monitor="val/loss", save_top_k=-1, filename="{step}")
     fit(
-        tiny_trainer(
-            folder, 8, best, EMA(decay=0.8, warmup=True), **options | {"enable_checkpointing": True}
-        ),
+        tiny_trainer(folder, 8, best, EMA(decay=0.8, warmup=True), **options | {"enable_checkpointing": True}),
         Tiny(),
     )
     return folder / f"step={SAVED_AT}.ckpt"
@@ -250,9 +244,7 @@ def test_the_average_of_bfloat16_weights_is_kept_in_float32(tmp_path: Path) -> N
             output: Tensor = self.network(torch.ones(4, 3, dtype=torch.bfloat16))
             return output.square().mean()
 
-    trainer = tiny_trainer(
-        tmp_path, 4, EMA(decay=0.999, warmup=False), precision="bf16-true", limit_val_batches=0
-    )
+    trainer = tiny_trainer(tmp_path, 4, EMA(decay=0.999, warmup=False), precision="bf16-true", limit_val_batches=0)
     fit(trainer, Narrow())
     trainer.save_checkpoint(tmp_path / "narrow.ckpt")
     file = opened(tmp_path / "narrow.ckpt")

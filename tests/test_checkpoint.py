@@ -87,7 +87,8 @@ def test_a_pickle_that_runs_code_is_not_run(content, tmp_path):
 
 @pytest.mark.parametrize("group", ["model", "schedule", "sigma", "prediction"])
 @pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "ddpm.checkpoint.load", "ddpm.schedule.math.exp", "ddpm.{group}.Any", ""]
+    "target",
+    ["os.system", "builtins.eval", "ddpm.checkpoint.load", "ddpm.schedule.math.exp", "ddpm.{group}.Any", ""],
 )
 def test_a_config_may_only_name_what_is_ours(content, tmp_path, group, target):
     content["ddpm"]["config"][group] = {"_target_": target.format(group=group)}

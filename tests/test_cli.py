@@ -11,7 +11,6 @@ from processes import SMALL, verb
 from ddpm.callbacks.run_log import read
 
 
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """One small run, without W&B, and where it lies."""
@@ -29,7 +28,13 @@ def test_help_and_config_answer_without_torch(tmp_path):
 
 def test_a_run_leaves_everything_and_says_where(trained):
     _, folder, told = trained
-    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "samples/step_0000006.png", "loss.png", "metrics.csv"):
+    for name in (
+        "checkpoints/last.ckpt",
+        "checkpoints/best.ckpt",
+        "samples/step_0000006.png",
+        "loss.png",
+        "metrics.csv",
+    ):
         assert (folder / name).is_file()
         assert name.split("/")[-1] in told
     assert "precision 32-true" in told
@@ -48,10 +53,22 @@ def test_the_checkpoint_is_plain_data_without_the_metrics_networks(trained):
 
 def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     cwd, folder, _ = trained
-    asked = ["sampler.num_steps=4", "sigma=beta_tilde", "num_images=5", "batch_size=2", "npz=true", "trajectory=true"]
+    asked = [
+        "sampler.num_steps=4",
+        "sigma=beta_tilde",
+        "num_images=5",
+        "batch_size=2",
+        "npz=true",
+        "trajectory=true",
+    ]
     verb("sample", cwd, f"checkpoint={folder}", "out=drawn", "trainer=cpu", *asked)
     names = {path.name for path in (cwd / "drawn").iterdir()}
-    assert names == {f"{i:06d}.png" for i in range(5)} | {"grid.png", "samples.npz", "trajectory.png", "trajectory.webp"}
+    assert names == {f"{i:06d}.png" for i in range(5)} | {
+        "grid.png",
+        "samples.npz",
+        "trajectory.png",
+        "trajectory.webp",
+    }
     images = np.load(cwd / "drawn/samples.npz", allow_pickle=False)["arr_0"]
     assert images.shape == (5, 8, 8, 1)
     assert images.dtype == np.uint8
@@ -62,7 +79,13 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
 
 def test_evaluation_keeps_one_row_a_protocol(trained):
     cwd, folder, _ = trained
-    asked = [f"checkpoint={folder}", "num_images=20", "trainer=cpu", "metric.bits_per_dim.num_times=3", "batch_size=10"]
+    asked = [
+        f"checkpoint={folder}",
+        "num_images=20",
+        "trainer=cpu",
+        "metric.bits_per_dim.num_times=3",
+        "batch_size=10",
+    ]
     for steps in (4, 4, 5):
         told = verb("evaluate", cwd, *asked, f"sampler.num_steps={steps}")
         assert "bits_per_dim" in told
@@ -133,7 +156,9 @@ def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
     assert len(runs) == 4
     for schedule in ("linear", "cosine"):
         for sigma in ("beta", "beta_tilde"):
-            (run,) = [r for r in runs if f"schedule={schedule}," in r.name and r.name.endswith(f"sigma={sigma}")] or runs[:0]
+            (run,) = [
+                r for r in runs if f"schedule={schedule}," in r.name and r.name.endswith(f"sigma={sigma}")
+            ] or runs[:0]
             assert list(run.glob("wandb/offline-run-*/*.wandb"))
     table = (tmp_path / "runs/sweep/table.csv").read_text()
     assert table.count("finished") == 4
@@ -149,5 +174,3 @@ def test_a_refused_job_does_not_stop_a_sweep(tmp_path):
     assert "refused" in table
     assert "finished" in table
     assert "Traceback" not in told
-
-

@@ -21,7 +21,18 @@ WIRED = {  # what build.py hands over; nothing of it stands in a YAML
     "callbacks": {"folder", "data", "shape", "metrics", "monitor", "sampler", "seed", "batch_size"},
     "logger": {"folder", "save_dir"},
 }
-OURS = ["model", "schedule", "sigma", "prediction", "objective", "timestep", "sampler", "data", "lr_schedule", "metric"]
+OURS = [
+    "model",
+    "schedule",
+    "sigma",
+    "prediction",
+    "objective",
+    "timestep",
+    "sampler",
+    "data",
+    "lr_schedule",
+    "metric",
+]
 DIGITS = Facts("digits", (1, 8, 8), 17, tuple("0123456789"), "")
 
 
@@ -49,8 +60,6 @@ def test_every_choice_composes_and_says_what_it_is(group, name):
     assert (second if first.startswith("# @package") else first).startswith("# ")
     choice = f"{group}=[{name}]" if group in ("callbacks", "metric", "logger") else f"{group}={name}"
     assert composed(choice)[group] if group != "experiment" else composed(choice)
-
-
 
 
 @pytest.mark.parametrize(("schedule", "sigma", "prediction"), product(*map(names, ("schedule", "sigma", "prediction"))))

@@ -318,9 +318,7 @@ def test_a_wrong_checksum_is_refused_naming_the_file(which: int, tmp_path: Path)
         data.load("train")
 
 
-def test_a_failed_download_is_refused_with_its_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.MNIST, "mirrors", [f"file://{tmp_path}/not/here/"])
     with pytest.raises(Refused, match=r"mnist could not be downloaded to .*data.root=FOLDER"):
         official(tmp_path, download=True)[0].prepare_data()
@@ -348,9 +346,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server.server_close()
 
 
-def test_a_download_is_verified_and_then_read(
-    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_is_verified_and_then_read(tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"images-idx3": ([2, 28, 28], bytes(2 * 28 * 28)), "labels-idx1": ([2], bytes([7, 3]))}
     resources = []
     for name, (sizes, body) in small.items():

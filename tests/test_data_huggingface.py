@@ -134,8 +134,6 @@ def test_a_folder_of_images_can_be_sliced(tmp_path_factory: pytest.TempPathFacto
         ({"image_column": "count"}, "holds no images"),
     ],
 )
-def test_what_is_not_there_is_refused(
-    changes: dict[str, Any], message: str, saved: Path, tmp_path: Path
-) -> None:
+def test_what_is_not_there_is_refused(changes: dict[str, Any], message: str, saved: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused, match=message):
         HuggingFace(**arguments(saved, tmp_path) | changes).load("train")

@@ -122,7 +122,8 @@ def test_scores_depend_neither_on_order_nor_on_batches_and_share_a_pass(tmp_path
     levels = data.load("test").levels
     for number in shuffled.split(10):
         scores.update(from_levels(levels[number], 17), number)
-    together, alone = scores.compute(), {}
+    together = scores.compute()
+    alone: dict[str, float] = {}
     for metric in metrics:
         alone |= seen(metric, data.pixels("test"), list(torch.arange(103).split(40)))
     assert together == pytest.approx(alone, rel=1e-4)
@@ -153,7 +154,8 @@ def scored(folder: Path, data: Few) -> list[SampleMetric]:
 
 
 def halves(metrics: list[SampleMetric], data: Few, order: list[Tensor]) -> dict[str, float]:
-    pixels, scores = data.pixels("test"), {}
+    pixels = data.pixels("test")
+    scores: dict[str, float] = {}
     for metric in metrics:
         metric.reset(301)
         for number in order:

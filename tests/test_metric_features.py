@@ -156,9 +156,7 @@ def test_a_reference_is_read_where_it_is_kept(tmp_path: Path) -> None:
     np.savez(path, mu=np.full(16, 7.0), sigma=np.eye(16), n=60)
 
     def mean(data: Few, split: str, seed: int) -> float:
-        fid = FID(
-            features=RandomConv(channels=[8, 4], resolution=32, seed=seed), split=split, cache=str(tmp_path)
-        )
+        fid = FID(features=RandomConv(channels=[8, 4], resolution=32, seed=seed), split=split, cache=str(tmp_path))
         fid.prepare(data)
         assert fid.reference is not None
         return float(fid.reference.mu[0])

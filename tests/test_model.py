@@ -386,9 +386,7 @@ def test_gradients_reach_every_parameter(options: dict[str, Any]) -> None:
     network = roused(unet(num_classes=2, learned=True, class_conditional=True, **options))
     x, t = batch()
     network(x, t, torch.arange(3)).square().sum().backward()
-    untouched = [
-        name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()
-    ]
+    untouched = [name for name, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert not untouched
 
 

@@ -32,12 +32,7 @@ def test_noise_is_a_function_of_its_address_alone():
 
 def test_no_two_addresses_share_noise():
     image = torch.tensor([0, 1, 2**32, 2**32 + 1])
-    draws = [
-        normal(seed, stream, image, step, (4,))
-        for seed in (0, 1, 2**32)
-        for stream in Stream
-        for step in (0, 1)
-    ]
+    draws = [normal(seed, stream, image, step, (4,)) for seed in (0, 1, 2**32) for stream in Stream for step in (0, 1)]
     rows = torch.cat(draws)
     assert len(torch.unique(rows, dim=0)) == len(rows)
 

@@ -58,7 +58,9 @@ def test_on_a_gaussian_ancestral_follows_the_linear_recursion(sigma, spacing):
     sampler = ancestral(20, spacing)
     visited = sampler.times(1000)
     mean, var = 0.0, 1.0
-    for (time, got_mean, got_var), t in zip(moments(sampler, gaussian(s, m, v, sigma), 0.0, 1.0), visited, strict=False):
+    for (time, got_mean, got_var), t in zip(
+        moments(sampler, gaussian(s, m, v, sigma), 0.0, 1.0), visited, strict=False
+    ):
         T, S = torch.tensor([t]), torch.tensor([time])
         a, noise = s.alpha_bar(T).sqrt().item(), s.noise_var(T).item()
         of_x_0, of_x_t = (c.item() for c in posterior_coefficients(s, T, S))

@@ -49,10 +49,22 @@ def test_tables_are_the_papers(name, T):
 @pytest.mark.parametrize(
     ("betas", "golden"),
     [
-        (linear(num_steps=1000, beta_1=1e-4, beta_T=0.02, rescale=False), (4.035829765e-05, 5.453187661e-05, 0.01999998353)),
-        (quadratic(num_steps=1000, beta_1=1e-4, beta_T=0.02), (7.334124596e-04, 5.065600427e-05, 0.01999970043)),
-        (linear(num_steps=4000, beta_1=1e-4, beta_T=0.02, rescale=True), (4.246652276e-05, 1.280362861e-05, 0.004999998933)),
-        (cosine(num_steps=1000, offset=0.008, beta_max=0.999), (2.428766907e-09, 2.178949615e-05, 0.9989975761)),
+        (
+            linear(num_steps=1000, beta_1=1e-4, beta_T=0.02, rescale=False),
+            (4.035829765e-05, 5.453187661e-05, 0.01999998353),
+        ),
+        (
+            quadratic(num_steps=1000, beta_1=1e-4, beta_T=0.02),
+            (7.334124596e-04, 5.065600427e-05, 0.01999970043),
+        ),
+        (
+            linear(num_steps=4000, beta_1=1e-4, beta_T=0.02, rescale=True),
+            (4.246652276e-05, 1.280362861e-05, 0.004999998933),
+        ),
+        (
+            cosine(num_steps=1000, offset=0.008, beta_max=0.999),
+            (2.428766907e-09, 2.178949615e-05, 0.9989975761),
+        ),
     ],
 )
 def test_golden_values(betas, golden):
@@ -76,7 +88,13 @@ def test_time_zero_is_clean_and_every_factor_is_finite(name):
     t = torch.arange(1, s.num_steps + 1)
     assert s.alpha_bar(t_of(0)) == 1
     assert s.noise_var(t_of(0)) == 0
-    for factor in (s.alpha(t, t - 1), s.beta(t, t - 1), s.beta_tilde(t, t - 1), s.log_beta_tilde(t, t - 1), s.snr(t)):
+    for factor in (
+        s.alpha(t, t - 1),
+        s.beta(t, t - 1),
+        s.beta_tilde(t, t - 1),
+        s.log_beta_tilde(t, t - 1),
+        s.snr(t),
+    ):
         assert torch.isfinite(factor).all()
     assert s.log_beta_tilde(t_of(1), t_of(0)) == s.beta_tilde(t_of(2), t_of(1)).log()
 

@@ -37,7 +37,9 @@ def test_loss_aware_weights_are_unbiased():
     u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
     t, weights = timestep.times(u, T)
     loss = t.double() ** 2
-    assert (weights * loss).mean().item() == pytest.approx((torch.arange(1, T + 1).double() ** 2).mean().item(), rel=1e-3)
+    assert (weights * loss).mean().item() == pytest.approx(
+        (torch.arange(1, T + 1).double() ** 2).mean().item(), rel=1e-3
+    )
     assert not torch.allclose(weights, torch.ones_like(weights))
 
 

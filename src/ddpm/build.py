@@ -4,6 +4,7 @@ The graph is fixed by the mathematics and only its leaves are choices. Impossibl
 refused here, before anything runs.
 """
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,7 @@ def build_diffusion(cfg: Config, facts: Facts) -> GaussianDiffusion:
     sigma: Sigma = make(cfg["sigma"], "sigma")
     prediction: Prediction = make(cfg["prediction"], "prediction")
     refuse_prediction(prediction, schedule)
-    network = make(
-        cfg["model"], "model", shape=facts.shape, num_classes=facts.num_classes, learned=sigma.learned
-    )
+    network = make(cfg["model"], "model", shape=facts.shape, num_classes=facts.num_classes, learned=sigma.learned)
     network = network.to(memory_format=torch.channels_last)
     return GaussianDiffusion(network, schedule, sigma, prediction, facts.num_levels)
 
@@ -137,6 +136,7 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
 
 def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[Logger], **plugins: Any) -> Trainer:
     """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data in memory need none
     node = dict(cfg["trainer"])
     node["precision"] = precision(node["precision"], node["accelerator"])
     if isinstance(node.get("val_check_interval"), int):

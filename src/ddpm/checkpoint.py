@@ -6,6 +6,7 @@ It is read as data: `weights_only=True`, and of its config only targets of ours 
 import pickle
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def read(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise Refused(f"{file} is damaged or no checkpoint; take another one, such as previous.ckpt beside it.") from error
+        raise Refused(
+            f"{file} is damaged or no checkpoint; take another one, such as previous.ckpt beside it."
+        ) from error
     if not isinstance(content, dict) or not {"ddpm", "state_dict", "global_step"} <= content.keys():
         raise Refused(f"{file} is not a checkpoint of this framework; train one with train.py.")
     return content
@@ -88,10 +91,12 @@ def fill(diffusion: GaussianDiffusion, state: dict[str, Any], file: Path) -> Non
 
 
 def refuse_foreign(node: Node | None, group: str) -> None:
-    """A file may only name what is defined in the module of its group: `ddpm.GROUP.Name`."""
+    """A file may only name what is defined in the room of its group, and itself names no further object."""
     target = node.get("_target_") if isinstance(node, dict) else None
     room, _, name = str(target).rpartition(".")
     home = f"ddpm.{group}"
-    found = getattr(import_module(home), name, None) if room == home else None
-    if not callable(found) or not found.__module__.startswith(home):
+    is_ours = room == home or (room.startswith(f"{home}.") and find_spec(room) is not None)
+    found = getattr(import_module(room), name, None) if is_ours else None
+    plain = isinstance(node, dict) and not any(isinstance(value, dict) for value in node.values())
+    if not plain or not callable(found) or not found.__module__.startswith(home):
         raise Refused(f"the checkpoint's {group} names {target}, which is not one of ours; do not trust this file.")

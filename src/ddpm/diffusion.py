@@ -1,8 +1,8 @@
 """The diffusion model: q, its posterior, and the reverse process p that a network gives.
 
-    q(x_t | x_s)        any s < t; Ho et al. (2020), Eq. 2 where s = t - 1, Eq. 4 where s = 0
-    q(x_s | x_t, x_0)   Eq. 6, 7
-    p_theta(x_s | x_t)  Eq. 1: the posterior with the network's x_0, and sigma as its variance
+q(x_t | x_s)        any s < t; Ho et al. (2020), Eq. 2 where s = t - 1, Eq. 4 where s = 0
+q(x_s | x_t, x_0)   Eq. 6, 7
+p_theta(x_s | x_t)  Eq. 1: the posterior with the network's x_0, and sigma as its variance
 """
 
 from dataclasses import dataclass, replace

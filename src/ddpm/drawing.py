@@ -6,7 +6,7 @@ import torch
 
 from ddpm.build import Config
 from ddpm.callbacks.progress import Progress
-from ddpm.data.stream import index_batches
+from ddpm.data.stream import as_loader, index_batches
 from ddpm.errors import Refused
 from ddpm.opening import Opened, data_of, opened, quiet_trainer
 from ddpm.pictures import GRID_LIMIT, WriteImages, write_forward, write_grid, write_npz, write_trajectory
@@ -44,8 +44,8 @@ def reverse(config: Config, model: Opened, out: Path) -> list[Path]:
     writer = WriteImages(out, count)
     trainer = quiet_trainer(config, [writer, Progress()])
     module = model.module(config["seed"], config["label"], config["guidance"])
-    batches = list(index_batches(count, config["batch_size"], trainer.global_rank, trainer.world_size))
-    trainer.predict(module, batches, return_predictions=False)
+    batches = index_batches(count, config["batch_size"], trainer.global_rank, trainer.world_size)
+    trainer.predict(module, as_loader(batches), return_predictions=False)
     trainer.strategy.barrier("written")
     return gathered(config, model, writer) if trainer.is_global_zero else []
 

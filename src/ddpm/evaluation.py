@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ddpm.data.image_data import ImageData
-from ddpm.data.stream import index_batches
+from ddpm.data.stream import as_loader, index_batches
 from ddpm.errors import Refused
 from ddpm.metric import DataMetric, SampleMetric, Scores
 from ddpm.sampling import SamplingModule
@@ -25,7 +26,11 @@ class Evaluation:
     """
 
     def __init__(
-        self, metrics: Mapping[str, SampleMetric | DataMetric], data: ImageData, num_images: int, batch_size: int
+        self,
+        metrics: Mapping[str, SampleMetric | DataMetric],
+        data: ImageData,
+        num_images: int,
+        batch_size: int,
     ) -> None:
         self.metrics, self.data, self.num_images, self.batch_size = metrics, data, num_images, batch_size
         self.of_data = [metric for metric in metrics.values() if isinstance(metric, DataMetric)]
@@ -90,10 +95,10 @@ class ScoringModule(LightningModule):
     def on_predict_start(self) -> None:
         self.evaluation.reset(self.device)
 
-    def loaders(self, rank: int, world_size: int) -> list[list[Tensor]]:
-        """A rank's samples, then its share of each data metric's images: lists of batches of indices."""
+    def loaders(self, rank: int, world_size: int) -> list[DataLoader[Tensor]]:
+        """A rank's samples, then its share of each data metric's images: batches of indices."""
         of_data = [metric.batches(rank, world_size) for metric in self.evaluation.of_data]
-        return [self.evaluation.sample_batches(rank, world_size), *of_data]
+        return [as_loader(batches) for batches in (self.evaluation.sample_batches(rank, world_size), *of_data)]
 
     def predict_step(self, indices: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx == 0:

@@ -54,5 +54,11 @@ def write_webp(pictures: list[Tensor], path: Path, milliseconds: int = 60) -> No
     frames = [to_pil(picture).convert("RGB") for picture in pictures]
     durations = [milliseconds] * (len(frames) - 1) + [2000]
     frames[0].save(
-        path, format="WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True
+        path,
+        format="WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        lossless=True,
     )

@@ -33,9 +33,7 @@ def prior(diffusion: GaussianDiffusion, x_0: Images) -> Tensor:
     return mean_flat(q.kl(standard)) / math.log(2)
 
 
-def term(
-    diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, clip: bool
-) -> Tensor:
+def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, clip: bool) -> Tensor:
     """L_{t-1} of each image, or L_0 where t = 1, bits/dim, (b,).
 
     Raises Refused for data without discrete levels, which have no L_0.
@@ -73,16 +71,12 @@ class Terms:
         return self.prior + self.kl[1:].sum(0)
 
 
-def bound(
-    diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], Images], clip: bool = True
-) -> Terms:
+def bound(diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], Images], clip: bool = True) -> Terms:
     """The whole bound on -log p(x_0), one network call and one noise(t) a time, for t = 1, ..., T.
 
     clip is True in the authors' evaluation, False in their training.
     """
-    rows = [
-        at_time(diffusion, x_0, times(t, x_0), noise(t), clip) for t in range(1, diffusion.num_steps + 1)
-    ]
+    rows = [at_time(diffusion, x_0, times(t, x_0), noise(t), clip) for t in range(1, diffusion.num_steps + 1)]
     kl, x_0_mse, eps_mse = (torch.stack(column) for column in zip(*rows, strict=True))
     return Terms(prior(diffusion, x_0), kl, x_0_mse, eps_mse)
 

@@ -68,9 +68,7 @@ def uniform(seed: int, stream: Stream, image: Tensor, step: int | Tensor = 0) ->
     return (_words(seed, stream, image, step, 1)[:, 0].double() + 0.5) / 2**32
 
 
-def normal(
-    seed: int, stream: Stream, image: Tensor, step: int | Tensor, shape: Sequence[int]
-) -> Tensor:
+def normal(seed: int, stream: Stream, image: Tensor, step: int | Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normal noise of the given shape for each of the images (b,), at a step (one for all or
     one for each): float32, shape (b, *shape), by the transform of Box and Muller (1958)."""
     count = math.prod(shape)

@@ -1,9 +1,9 @@
 """What training minimises: a loss for each image at a given t and eps. Nothing here draws a number.
 
-    L_simple  ||eps - eps_theta||^2, mean over dimensions        Ho et al. (2020), Eq. 14
-    L_vlb     L_{t-1} in bits/dim                                Eq. 5
-    L_hybrid  L_simple + lambda L_vlb                            Nichol & Dhariwal (2021), Eq. 16
-    min-SNR   min(SNR, gamma) ||x_0 - x_0_hat||^2                Hang et al. (2023), Sec. 3.4
+L_simple  ||eps - eps_theta||^2, mean over dimensions        Ho et al. (2020), Eq. 14
+L_vlb     L_{t-1} in bits/dim                                Eq. 5
+L_hybrid  L_simple + lambda L_vlb                            Nichol & Dhariwal (2021), Eq. 16
+min-SNR   min(SNR, gamma) ||x_0 - x_0_hat||^2                Hang et al. (2023), Sec. 3.4
 """
 
 from abc import ABC, abstractmethod
@@ -114,9 +114,7 @@ class Hybrid(Objective):
         return target_error(diffusion, output, x_0, t, eps) + self.bound_weight * diffusion.num_steps * bound
 
 
-def target_error(
-    diffusion: GaussianDiffusion, output: Output, x_0: Images, t: Times, eps: Images
-) -> Tensor:
+def target_error(diffusion: GaussianDiffusion, output: Output, x_0: Images, t: Times, eps: Images) -> Tensor:
     """||target - output||^2, mean over dimensions: (b,)."""
     target = diffusion.prediction.target(diffusion.schedule, x_0, eps, t)
     return mean_flat((target - output.mean).square())

@@ -56,7 +56,12 @@ def write_npz(images: Tensor, path: Path) -> Path:
 
 @torch.no_grad()
 def write_trajectory(
-    diffusion: GaussianDiffusion, sampler: Sampler, shape: tuple[int, ...], seed: int, out: Path, count: int = 8
+    diffusion: GaussianDiffusion,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    seed: int,
+    out: Path,
+    count: int = 8,
 ) -> list[Path]:
     """The way of the first few images from noise: rows of stages as a picture, all steps as an animation
     (Ho et al. 2020, Figure 6 shows the estimates; these are the x_t themselves)."""

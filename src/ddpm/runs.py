@@ -69,7 +69,9 @@ def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
     try:
         run = locked(_folder(root, label(overrides), resume))
     except OSError as error:
-        raise Refused(f"the run's folder under {root} can not be written ({error.strerror}); set runs=FOLDER.") from error
+        raise Refused(
+            f"the run's folder under {root} can not be written ({error.strerror}); set runs=FOLDER."
+        ) from error
     os.environ[_CHOSEN] = agreed(lambda: str(run.folder))
     return run
 
@@ -151,5 +153,9 @@ def _store(environment: Any) -> Any:
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = environment.global_rank() == 0 and not hosted
     return TCPStore(
-        environment.main_address, environment.main_port, is_master=serves, multi_tenant=True, wait_for_workers=False
+        environment.main_address,
+        environment.main_port,
+        is_master=serves,
+        multi_tenant=True,
+        wait_for_workers=False,
     )

@@ -5,6 +5,7 @@ span any s < t, so fewer steps are the same formulas over fewer times.
 """
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from enum import Enum
 from itertools import pairwise
@@ -86,10 +87,8 @@ class Sampler(ABC):
 
     def __call__(self, diffusion: GaussianDiffusion, x_T: Images, noise: Noise) -> Images:
         """x_0 from x_T."""
-        x = x_T
-        for _, x, _ in self.trajectory(diffusion, x_T, noise):
-            pass
-        return x
+        (last,) = deque(self.trajectory(diffusion, x_T, noise), maxlen=1)
+        return last.x_s
 
 
 class Ancestral(Sampler):

@@ -21,9 +21,7 @@ def noise_of(seed: int, indices: Tensor, shape: Sequence[int]) -> Noise:
     return lambda s: normal(seed, Stream.SAMPLE, indices, s, shape)
 
 
-def draw(
-    diffusion: GaussianDiffusion, sampler: Sampler, indices: Tensor, shape: Sequence[int], seed: int
-) -> Images:
+def draw(diffusion: GaussianDiffusion, sampler: Sampler, indices: Tensor, shape: Sequence[int], seed: int) -> Images:
     """Images number `indices` (b,) of a seed, in [-1, 1] but for what the sampler leaves unclipped."""
     noise = noise_of(seed, indices, shape)
     return sampler(diffusion, noise(diffusion.num_steps), noise)

@@ -18,6 +18,8 @@ from ddpm.errors import Refused
 from ddpm.runs import status
 from ddpm.sweep import markdown
 
+TRAIN = Path(__file__).parents[2] / "train.py"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -34,7 +36,11 @@ def _reported(inception_score: str, fid: str) -> dict[str, str]:
 
 TABLES: Mapping[str, Sequence[Row]] = {
     "table2": [  # Ho et al. (2020), Table 2: CIFAR-10, the minimum over training, 50,000 samples
-        Row("mu_tilde, L, learned diagonal", "ho2020_cifar10_mean_vlb_learned", _reported("7.28±0.10", "23.69")),
+        Row(
+            "mu_tilde, L, learned diagonal",
+            "ho2020_cifar10_mean_vlb_learned",
+            _reported("7.28±0.10", "23.69"),
+        ),
         Row("mu_tilde, L, fixed isotropic", "ho2020_cifar10_mean_vlb_fixed", _reported("8.06±0.09", "13.22")),
         Row("mu_tilde, squared error", "ho2020_cifar10_mean_simple", _reported("–", "–")),
         Row("eps, L, learned diagonal", "ho2020_cifar10_epsilon_vlb_learned", _reported("–", "–")),
@@ -48,7 +54,7 @@ def sweep_command(name: str, rows: Sequence[Row], steps: int, images: int, extra
     """One multirun over the experiments of a table."""
     return [
         sys.executable,
-        "train.py",
+        str(TRAIN),
         "-m",
         "experiment=" + ",".join(row.experiment for row in rows),
         f"name={name}",

@@ -68,7 +68,9 @@ def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback]) -> Path | None
         return None
     content = read(run.last_checkpoint)
     if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
-        raise Refused("this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME.")
+        raise Refused(
+            "this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME."
+        )
     if run.lock is not None:
         log.cut(content["callbacks"]["SaveLast"]["log_bytes"])
     return run.last_checkpoint

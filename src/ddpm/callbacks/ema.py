@@ -43,7 +43,7 @@ class EMA(WeightAveraging):
         self._raw: list[Tensor] | None = None  # the raw weights while the module holds the averages
 
     def decay_after(self, updates: int) -> float:
-        """d for the update that follows `updates` earlier ones."""
+        """D for the update that follows `updates` earlier ones."""
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -79,9 +79,7 @@ class EMA(WeightAveraging):
         finally:
             self._hide(trainer.lightning_module)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Writes the averages as `state_dict` and the raw weights as `current_model_state`, shown or not."""
         average = self._average_model
         if average is None:

@@ -34,9 +34,7 @@ class StopOnNonFinite(Callback):
         bad = ~torch.isfinite(loss.detach())
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self.check()
         bad_loss, self._bad_loss = self._bad_loss, None
         assert bad_loss is not None
@@ -63,9 +61,7 @@ class StopOnNonFinite(Callback):
             self.unread.read()
             self.unread = None
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         self.check()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
 
 from ddpm.callbacks.every import EveryNSteps, measuring
 from ddpm.errors import Refused
@@ -21,7 +22,14 @@ class SampleGrid(EveryNSteps):
     """
 
     def __init__(
-        self, *, every_n_steps: int, num_images: int, folder: Path, sampler: Sampler, shape: Sequence[int], seed: int
+        self,
+        *,
+        every_n_steps: int,
+        num_images: int,
+        folder: Path,
+        sampler: Sampler,
+        shape: Sequence[int],
+        seed: int,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps)
         if num_images < 1:
@@ -30,18 +38,21 @@ class SampleGrid(EveryNSteps):
         self.sampler, self.shape, self.seed = sampler, tuple(shape), seed
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
+        picture = enlarged(grid(self.draw(trainer, module)), 512)
         if trainer.is_global_zero:
-            self._write(trainer, self._grid(trainer, module))
-        trainer.strategy.barrier("samples")
+            self._write(trainer, picture)
 
-    def _grid(self, trainer: Trainer, module: LightningModule) -> torch.Tensor:
-        indices = torch.arange(self.num_images, device=module.device)
+    def draw(self, trainer: Trainer, module: LightningModule) -> Tensor:
+        """The images, uint8, on every rank. Shares are rounded up, as ranks must gather equally many."""
+        share = -(-self.num_images // trainer.world_size)
+        indices = torch.arange(share, device=module.device) + trainer.global_rank * share
         with measuring(trainer, module):
-            return grid(to_uint8(draw(module.diffusion, self.sampler, indices, self.shape, self.seed)))  # type: ignore[arg-type]
+            mine = to_uint8(draw(module.diffusion, self.sampler, indices, self.shape, self.seed))  # type: ignore[arg-type]
+        gathered: Tensor = module.all_gather(mine)  # type: ignore[assignment]
+        return gathered.reshape(-1, *self.shape)[: self.num_images].cpu()
 
-    def _write(self, trainer: Trainer, picture: torch.Tensor) -> None:
+    def _write(self, trainer: Trainer, picture: Tensor) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        picture = enlarged(picture, 512)
         write_png(picture, self.folder / f"step_{trainer.global_step:07d}.png")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

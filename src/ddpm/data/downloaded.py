@@ -19,9 +19,7 @@ class Downloaded(ImageData):
     The other arguments are ImageData's; `root` must be given.
     """
 
-    def __init__(
-        self, *, root: str, download: bool, batch_size: int, num_workers: int, flip: bool, seed: int
-    ) -> None:
+    def __init__(self, *, root: str, download: bool, batch_size: int, num_workers: int, flip: bool, seed: int) -> None:
         super().__init__(root=root, batch_size=batch_size, num_workers=num_workers, flip=flip, seed=seed)
         self.folder, self.download = Path(root), download
         self._verified = False
@@ -59,8 +57,7 @@ class Downloaded(ImageData):
                 )
             if not check_md5(str(path), md5):
                 return (
-                    f"{path} is damaged (its md5 is not {md5}): delete it or pass data.download=true "
-                    "to fetch it again"
+                    f"{path} is damaged (its md5 is not {md5}): delete it or pass data.download=true to fetch it again"
                 )
         return None
 

@@ -26,9 +26,7 @@ class Facts:
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> "Facts":
-        return cls(
-            **facts | {"shape": tuple(facts["shape"]), "class_names": tuple(facts["class_names"])}
-        )
+        return cls(**facts | {"shape": tuple(facts["shape"]), "class_names": tuple(facts["class_names"])})
 
 
 class Batch(NamedTuple):

@@ -101,9 +101,7 @@ class HuggingFace(DecodedData):
     @property
     def facts(self) -> Facts:
         train, test = self.splits["train"], self.splits["test"]
-        split = (
-            f"{train} trains and {test} tests" if test != train else f"{train} trains and is the test split"
-        )
+        split = f"{train} trains and {test} tests" if test != train else f"{train} trains and is the test split"
         return Facts(
             name=Path(self.path).name,
             shape=self.decoder.shape,

@@ -133,9 +133,7 @@ class ImageData(LightningDataModule, ABC):
         numbers = torch.as_tensor(indices, dtype=torch.long)
         return self._scaled(_Batches(self.load(split), as_they_are)[numbers])
 
-    def batches(
-        self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None
-    ) -> Iterator[Batch]:
+    def batches(self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None) -> Iterator[Batch]:
         """A split, or these indices of it, in order, in batches of at most that size; unflipped, on CPU."""
         images = self.load(split)
         chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices, dtype=torch.long)

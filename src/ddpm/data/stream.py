@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ddpm.errors import Refused
 from ddpm.noise import Stream, generator
@@ -118,3 +118,8 @@ def index_batches(num_images: int, batch_size: int, rank: int, world_size: int) 
     in a batch does not depend on how many ranks there are."""
     starts = range(0, num_images, batch_size)[rank::world_size]
     return [torch.arange(k, min(k + batch_size, num_images)) for k in starts]
+
+
+def as_loader(batches: list[Tensor]) -> "DataLoader[Tensor]":
+    """Batches of indices, for a Trainer to walk over."""
+    return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]

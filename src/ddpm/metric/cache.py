@@ -27,9 +27,7 @@ def fingerprint(tensors: Mapping[str, Tensor], *options: object) -> str:
     return told.hexdigest()[:16]
 
 
-def cached(
-    path: Path, *, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[T, Path], None]
-) -> T:
+def cached(path: Path, *, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[T, Path], None]) -> T:
     """What the file holds; where it is missing or corrupt, make it and write it.
 
     One process makes it while the others that want the same file wait, and then read it.

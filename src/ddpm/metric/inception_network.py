@@ -26,9 +26,7 @@ class InceptionNetwork(fidelity.FeatureExtractorInceptionV3):
         torch.save(dict(state), buffer)
         buffer.seek(0)
         with torch.random.fork_rng(devices=[]):
-            super().__init__(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer
-            )
+            super().__init__("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=buffer)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The constructor calls it when the layout is known: check against that first."""

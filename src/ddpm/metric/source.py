@@ -32,9 +32,7 @@ class Source(Protocol):
 
     def load(self, split: str) -> Images: ...
 
-    def batches(
-        self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None
-    ) -> Iterator[Batch]:
+    def batches(self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None) -> Iterator[Batch]:
         """Images in [-1, 1], in order and unflipped."""
         ...
 

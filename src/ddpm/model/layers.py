@@ -106,9 +106,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = GroupNorm(num_groups, channels_out, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
-        self.nin_shortcut = (
-            nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
-        )
+        self.nin_shortcut = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         h = self.conv1(functional.silu(self.norm1(x)))

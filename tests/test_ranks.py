@@ -1,0 +1,69 @@
+"""Two processes walk the whole way, and see what one process sees."""
+
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from processes import ROOT, SMALL, verb
+
+from ddpm.callbacks.run_log import read
+
+STILL = ["logger=[]", "name=two", "model.dropout=0.0"]
+SHORT = [text for text in SMALL if not text.startswith("trainer.accelerator")]
+
+
+def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(tmp_path):
+    two = [*SHORT, *STILL, "trainer=ddp_cpu"]
+    verb("train", tmp_path, *two, "timestep=loss_aware", "schedule.num_steps=10")
+    (folder,) = (tmp_path / "runs/two").iterdir()
+    verb("train", tmp_path, *[t for t in two if "max_steps" not in t], "timestep=loss_aware", "schedule.num_steps=10",
+         f"resume={folder}", "trainer.max_steps=8")  # fmt: skip
+    assert (folder / "samples/step_0000008.png").is_file()
+
+    verb("train", tmp_path, *[t for t in SMALL if "max_steps" not in t], *STILL, "timestep=loss_aware",
+         "schedule.num_steps=10", "trainer.max_steps=8", "name=one")  # fmt: skip
+    (alone,) = (tmp_path / "runs/one").iterdir()
+    ours, theirs = read(folder / "metrics.csv"), read(alone / "metrics.csv")
+    for name in ("train/loss", "val/loss"):
+        for step, value in theirs[name].items():
+            assert ours[name][step] == pytest.approx(value, rel=2e-2 if name == "val/loss" else 1e-4)
+
+    for devices, out in ((2, "by_two"), (1, "by_one")):
+        trainer = ["trainer=ddp_cpu"] if devices == 2 else ["trainer=cpu"]
+        verb("sample", tmp_path, f"checkpoint={folder}", f"out={out}", "num_images=7", "batch_size=2", *trainer,
+             "sampler.num_steps=5")  # fmt: skip
+    for k in range(7):
+        name = f"{k:06d}.png"
+        assert (tmp_path / "by_two" / name).read_bytes() == (tmp_path / "by_one" / name).read_bytes()
+
+    asked = [f"checkpoint={folder}", "num_images=20", "batch_size=8", "sampler.num_steps=5"]
+    asked += ["metric.bits_per_dim.num_times=2"]
+    verb("evaluate", tmp_path, *asked, "trainer=ddp_cpu")
+    by_two = (folder / "checkpoints/results.jsonl").read_text()
+    verb("evaluate", tmp_path, *asked, "trainer=cpu")
+    by_one = (folder / "checkpoints/results.jsonl").read_text()
+    import json
+
+    one, two_ = (json.loads(text)["scores"] for text in (by_one, by_two))
+    assert one == pytest.approx(two_, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_torchrun_ranks_agree_on_a_folder(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    arguments = [*SHORT, *STILL, "trainer=ddp_cpu", "name=torchrun"]
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, str(ROOT / "train.py"), *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    folders = sorted((tmp_path / "runs/torchrun").iterdir(), key=lambda path: len(path.name))
+    assert len(folders) == 2
+    a, b = (torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in folders)
+    assert all(torch.equal(a[key], b[key]) for key in a)

@@ -1,0 +1,107 @@
+"""A run is a function of its config: however it is cut into processes, ranks or micro-batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from compose import composed
+from processes import SMALL
+
+from ddpm.callbacks.run_log import read
+from ddpm.runs import locked
+from ddpm.training import settings, train
+
+OFF = ["logger=[]", "metric=[fid_random]", "optimized_metric=fid_random"]
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    """Train in this process, in a folder that may hold a run to go on with."""
+    folder.mkdir(exist_ok=True)
+    one = locked(folder)
+    train(settings(composed(*SMALL, *OFF, *overrides)), one)
+    one.lock.release()
+    return folder
+
+
+def weights(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return all(map(same, a, b)) if isinstance(a, list | tuple) else a == b
+
+
+STATE = (
+    "state_dict",
+    "current_model_state",
+    "optimizer_states",
+    "lr_schedulers",
+    "averaging_state",
+    "global_step",
+)
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["data.num_workers=0"],
+        [
+            "trainer.accumulate_grad_batches=2",
+            "timestep=loss_aware",
+            "schedule.num_steps=4",
+            "sampler.num_steps=4",
+        ],
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(choices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lasting = [*choices, "lr_schedule=warmup"]  # a cosine would be another one over fewer steps
+    whole = run(tmp_path / "whole", *lasting)
+    parts = run(tmp_path / "parts", *lasting, "trainer.max_steps=3")
+    run(parts, *lasting)
+    for key in STATE:
+        assert same(weights(whole)[key], weights(parts)[key]), key
+    logs = [{k: v for k, v in read(f / "metrics.csv").items() if not k.startswith("speed")} for f in (whole, parts)]
+    early = {"score/fid_random"}  # the first part also scored its own last step
+    assert {k: v for k, v in logs[0].items() if k not in early} == {k: v for k, v in logs[1].items() if k not in early}
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    still = ["model.dropout=0.0"]
+    once = weights(run(tmp_path / "1", *still))["current_model_state"]
+    twice = weights(run(tmp_path / "2", *still, "trainer.accumulate_grad_batches=4"))["current_model_state"]
+    for key, value in once.items():
+        assert torch.allclose(value, twice[key], atol=1e-5), key
+
+
+def test_measuring_does_not_change_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    often = [
+        "callbacks.evaluation.every_n_steps=1",
+        "callbacks.samples.every_n_steps=2",
+        "callbacks.checkpoint.every_n_steps=1",
+    ]
+    seldom, measured = run(tmp_path / "seldom"), run(tmp_path / "often", *often)
+    for key in ("state_dict", "current_model_state", "optimizer_states"):
+        assert same(weights(seldom)[key], weights(measured)[key])
+
+
+def test_a_label_conditions_the_model(tmp_path, monkeypatch):
+    from ddpm.drawing import draw_images
+
+    monkeypatch.chdir(tmp_path)
+    folder = run(tmp_path / "run", "model.class_conditional=true", "label_dropout=0.5")
+    assert weights(folder)["state_dict"]["diffusion.network.label_emb.weight"].shape[0] == 11
+    asked = [f"checkpoint={folder}", "num_images=4", "sampler.num_steps=4", "trainer=cpu"]
+    pictures = []
+    for label, guidance in (("null", 1), (3, 1), (3, 4.0), (5, 1)):
+        draw_images(
+            composed(*asked, f"label={label}", f"guidance={guidance}", f"out={label}-{guidance}", verb="sample")
+        )
+        pictures.append((tmp_path / f"{label}-{guidance}" / "000000.png").read_bytes())
+    assert len(set(pictures)) == 4
