@@ -9,7 +9,7 @@ import torch
 from metric_data import Few, digits
 from scipy.linalg import sqrtm
 from torch import Tensor, distributed
-from torch.multiprocessing import start_processes
+from torch.multiprocessing.spawn import start_processes
 
 from ddpm.errors import Refused
 from ddpm.images import from_levels, to_uint8

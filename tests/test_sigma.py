@@ -25,7 +25,7 @@ def test_fixed_sigmas_lie_between_beta_tilde_and_beta(sigma, name):
 
 @pytest.mark.parametrize("sigma", [Beta(), BetaTilde(), Interpolated(fraction=0.7)])
 def test_the_first_entry_is_the_authors(sigma):
-    """Fixedlarge and fixedsmall of Ho et al.'s code both begin with beta_tilde_2."""
+    """fixedlarge and fixedsmall of Ho et al.'s code both begin with beta_tilde_2."""
     s = schedule("linear", 1000)
     one_, zero = torch.tensor([[1]]), torch.tensor([[0]])
     assert sigma.log_var(s, one_, zero, None).exp().item() == pytest.approx(s.beta_tilde(one_ + 1, one_).item())

@@ -4,6 +4,7 @@ The graph is fixed by the mathematics and only its leaves are choices. Impossibl
 refused here, before anything runs.
 """
 
+import logging
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,6 +138,7 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
 def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[Logger], **plugins: Any) -> Trainer:
     """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data in memory need none
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
     node = dict(cfg["trainer"])
     node["precision"] = precision(node["precision"], node["accelerator"])
     if isinstance(node.get("val_check_interval"), int):

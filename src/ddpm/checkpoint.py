@@ -6,8 +6,8 @@ It is read as data: `weights_only=True`, and of its config only targets of ours 
 import pickle
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import ModuleInfo, iter_modules
 from typing import Any
 
 import torch
@@ -95,8 +95,13 @@ def refuse_foreign(node: Node | None, group: str) -> None:
     target = node.get("_target_") if isinstance(node, dict) else None
     room, _, name = str(target).rpartition(".")
     home = f"ddpm.{group}"
-    is_ours = room == home or (room.startswith(f"{home}.") and find_spec(room) is not None)
+    is_ours = room == home or room in {module.name for module in _rooms(home)}
     found = getattr(import_module(room), name, None) if is_ours else None
     plain = isinstance(node, dict) and not any(isinstance(value, dict) for value in node.values())
     if not plain or not callable(found) or not found.__module__.startswith(home):
         raise Refused(f"the checkpoint's {group} names {target}, which is not one of ours; do not trust this file.")
+
+
+def _rooms(home: str) -> list[ModuleInfo]:
+    """The modules of a group that is a package."""
+    return list(iter_modules(getattr(import_module(home), "__path__", []), prefix=f"{home}."))

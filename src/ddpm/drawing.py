@@ -43,7 +43,7 @@ def reverse(config: Config, model: Opened, out: Path) -> list[Path]:
     count = config["num_images"]
     writer = WriteImages(out, count)
     trainer = quiet_trainer(config, [writer, Progress()])
-    module = model.module(config["seed"], config["label"], config["guidance"])
+    module = model.module(config["seed"], config["label"], float(config["guidance"]))
     batches = index_batches(count, config["batch_size"], trainer.global_rank, trainer.world_size)
     trainer.predict(module, as_loader(batches), return_predictions=False)
     trainer.strategy.barrier("written")

@@ -19,11 +19,11 @@ class Gaussian:
     log_var: Tensor
 
     def sample(self, eps: Images) -> Images:
-        """Mean + sigma eps, with eps ~ N(0, I) of the shape of the mean: randomness is an argument."""
+        """mean + sigma eps, with eps ~ N(0, I) of the shape of the mean: randomness is an argument."""
         return self.mean + (0.5 * self.log_var).exp().to(eps) * eps
 
     def log_prob(self, x: Images) -> Tensor:
-        """Log N(x; mean, sigma^2) of each element, in nats."""
+        """log N(x; mean, sigma^2) of each element, in nats."""
         squared = (x - self.mean).square() * (-self.log_var).exp()
         return -0.5 * (math.log(2 * math.pi) + self.log_var + squared)
 

@@ -71,7 +71,7 @@ class DiffusionModule(LightningModule):
         return loss
 
     def draw_times(self, step: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """T (b,) and the weights of the losses (b,)."""
+        """t (b,) and the weights of the losses (b,)."""
         index, shift = self.timestep.spread(position, self.batch_size)
         u = (uniform(self.seed, Stream.TRAIN_TIME, index, step) + shift) % 1
         return self.timestep.times(u, self.diffusion.num_steps)

@@ -79,7 +79,7 @@ class NoiseSchedule(nn.Module):
         return self.noise_var(s) / self.noise_var(t) * self.beta(t, s)
 
     def log_beta_tilde(self, t: Times, s: Times) -> Factors:
-        """Log beta_tilde(t, s), with the first entry of the authors' code: where s = 0, at which
+        """log beta_tilde(t, s), with the first entry of the authors' code: where s = 0, at which
         beta_tilde vanishes, beta_tilde_2 stands in. Bits/dim depend on this choice."""
         return torch.where(s.to(self.log_alpha_bar.device) == 0, self._log_beta_tilde_2(), self.beta_tilde(t, s).log())
 

@@ -26,7 +26,7 @@ class Sigma(ABC):
 
     @abstractmethod
     def log_var(self, schedule: NoiseSchedule, t: Times, s: Times, v: Tensor | None) -> Tensor:
-        """Log sigma^2 in nats: (b, 1, ..., 1) where fixed, of v's shape (b, *shape) where learned."""
+        """log sigma^2 in nats: (b, 1, ..., 1) where fixed, of v's shape (b, *shape) where learned."""
 
 
 class Beta(Sigma):

@@ -25,7 +25,7 @@ class Timestep(nn.Module, ABC):
 
     @abstractmethod
     def times(self, u: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-        """U (b,) in [0, 1) to t (b,) in {1, ..., T} and weights (b,), 1/(T p_t)."""
+        """u (b,) in [0, 1) to t (b,) in {1, ..., T} and weights (b,), 1/(T p_t)."""
 
     def update(self, t: Tensor, losses: Tensor) -> None:
         """Learn from the unweighted losses (b,) of the whole global batch at times t (b,)."""

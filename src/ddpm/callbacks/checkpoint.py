@@ -24,13 +24,15 @@ class SaveLast(Callback):
         if every_n_steps < 1:
             raise Refused(f"callbacks.checkpoint.every_n_steps is {every_n_steps}; it must be at least 1.")
         self.every_n_steps = every_n_steps
-        self.folder, self.log = folder / "checkpoints", folder / FILE
+        self.folder, self.run_log = folder / "checkpoints", folder / FILE
         self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # the step that Lightning's rows carry, which it guesses wrongly when it resumes from a save made here
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step % self.every_n_steps == 0:
             self.save(trainer)
 
@@ -51,4 +53,4 @@ class SaveLast(Callback):
             new.replace(last)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"log_bytes": self.log.stat().st_size if self.log.exists() else 0}
+        return {"log_bytes": self.run_log.stat().st_size if self.run_log.exists() else 0}

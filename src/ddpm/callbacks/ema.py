@@ -43,7 +43,7 @@ class EMA(WeightAveraging):
         self._raw: list[Tensor] | None = None  # the raw weights while the module holds the averages
 
     def decay_after(self, updates: int) -> float:
-        """D for the update that follows `updates` earlier ones."""
+        """d for the update that follows `updates` earlier ones."""
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
