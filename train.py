@@ -20,6 +20,7 @@ def main(cfg: DictConfig) -> float:
     """One run, or one job of a sweep; returns the optimized metric."""
     from pathlib import Path
 
+    from ddpm.loggers import finish_loggers
     from ddpm.runs import open_run
     from ddpm.training import settings
 
@@ -28,6 +29,7 @@ def main(cfg: DictConfig) -> float:
     try:
         return attempt(config, run)
     finally:
+        finish_loggers()
         if run.lock is not None:
             run.lock.release()
 

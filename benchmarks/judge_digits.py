@@ -53,7 +53,9 @@ def judge(samples: Pixels) -> dict[str, float]:
         "inception score of held-out digits": of_real,
         "inception score of the samples": of_samples,
         "ratio": of_samples / of_real,
-        "share nearer to a training image than 2.5 % of held-out digits": float((nearest(samples, train) < threshold).mean()),
+        "share nearer to a training image than 2.5 % of held-out digits": float(
+            (nearest(samples, train) < threshold).mean()
+        ),
     }
 
 

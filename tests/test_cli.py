@@ -109,7 +109,7 @@ def test_resuming_goes_on_and_a_second_run_takes_the_next_number(trained):
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("train", ["schedule=liner"], "Could not find 'schedule/liner'"),
+        ("train", ["schedule=liner"], "schedule/liner"),
         ("train", ["trainer.max_step=5"], "max_step"),
         ("train", ["trainer.max_steps=abc"], "trainer.max_steps=abc is not possible"),
         ("train", ["sigma=learned_range"], "objective=hybrid or vlb"),
@@ -117,7 +117,7 @@ def test_resuming_goes_on_and_a_second_run_takes_the_next_number(trained):
         ("train", ["runs=/proc/nothing"], "can not be written"),
         ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
         ("sample", [], "checkpoint must be given"),
-        ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "Could not find 'metric/beauty'"),
+        ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "metric/beauty"),
     ],
 )
 def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
@@ -150,7 +150,7 @@ def test_what_a_checkpoint_can_not_do_is_refused(trained, arguments, words, monk
 
 
 def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
-    small = [*SMALL, "callbacks.evaluation.num_images=4", "name=sweep"]
+    small = [*SMALL, "name=sweep"]
     told = verb("train", tmp_path, "-m", "schedule=linear,cosine", "sigma=beta,beta_tilde", *small)
     runs = [path for path in (tmp_path / "runs/sweep").iterdir() if path.is_dir()]
     assert len(runs) == 4
@@ -167,7 +167,7 @@ def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
 
 
 def test_a_refused_job_does_not_stop_a_sweep(tmp_path):
-    small = [*SMALL, "name=sweep", "logger=[]", "callbacks.evaluation.num_images=4"]
+    small = [*SMALL, "name=sweep", "logger=[]"]
     told = verb("train", tmp_path, "-m", "sigma=learned_range,beta", *small, ok=False)
     table = (tmp_path / "runs/sweep/table.csv").read_text()
     assert "objective=hybrid or vlb" in table

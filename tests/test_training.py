@@ -98,7 +98,7 @@ def test_a_label_conditions_the_model(tmp_path, monkeypatch):
     from ddpm.drawing import draw_images
 
     monkeypatch.chdir(tmp_path)
-    folder = run(tmp_path / "run", "model.class_conditional=true", "label_dropout=0.5")
+    folder = run(tmp_path / "run", "model.class_conditional=true", "label_dropout=0.5", "optimizer.lr=0.05")
     assert weights(folder)["state_dict"]["diffusion.network.label_emb.weight"].shape[0] == 11
     asked = [f"checkpoint={folder}", "num_images=4", "sampler.num_steps=4", "trainer=cpu"]
     pictures = []

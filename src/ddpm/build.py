@@ -6,7 +6,7 @@ refused here, before anything runs.
 
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import make
+from ddpm.instantiate import check_value, make
 from ddpm.metric import DataMetric, SampleMetric
 from ddpm.module import DiffusionModule
 from ddpm.objective import Objective
@@ -38,7 +38,8 @@ def build_data(cfg: Config) -> ImageData:
 
 def build_diffusion(cfg: Config, facts: Facts) -> GaussianDiffusion:
     """The model of a config for data of these facts, with fresh weights from the global generator."""
-    schedule = NoiseSchedule(make(cfg["schedule"], "schedule"))
+    with torch.device("cpu"):  # the table has numbers even where the network is on the meta device
+        schedule = NoiseSchedule(make(cfg["schedule"], "schedule"))
     sigma: Sigma = make(cfg["sigma"], "sigma")
     prediction: Prediction = make(cfg["prediction"], "prediction")
     refuse_prediction(prediction, schedule)
@@ -54,19 +55,28 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
     refuse_objective(objective, diffusion)
     if not 0 <= cfg["label_dropout"] < 1:
         raise Refused(f"label_dropout is {cfg['label_dropout']}; it must lie in [0, 1).")
-    optimizer = make(cfg["optimizer"], "optimizer")
-    optimizer([torch.nn.Parameter(torch.zeros(1))])
+    check_value(cfg["trainer"]["max_steps"], int, "trainer.max_steps")
     return DiffusionModule(
         diffusion,
         objective,
         make(cfg["timestep"], "timestep", num_steps=diffusion.num_steps),
-        optimizer=optimizer,
+        optimizer=build_optimizer(cfg),
         lr_factor=make(cfg["lr_schedule"], "lr_schedule", max_steps=cfg["trainer"]["max_steps"]),
         seed=cfg["seed"],
         batch_size=cfg["data"]["batch_size"],
         label_dropout=cfg["label_dropout"],
         card={"config": cfg, "facts": facts.as_dict()},
     )
+
+
+def build_optimizer(cfg: Config) -> Callable[..., torch.optim.Optimizer]:
+    """The optimiser of a config, waiting for its parameters; tried on one, so that its numbers are checked."""
+    optimizer: Callable[..., torch.optim.Optimizer] = make(cfg["optimizer"], "optimizer")
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1, device="cpu"))])
+    except (TypeError, ValueError) as error:
+        raise Refused(f"optimizer: {error}") from error
+    return optimizer
 
 
 def build_sampler(cfg: Config, diffusion: GaussianDiffusion) -> Sampler:
@@ -112,7 +122,7 @@ def build_loggers(cfg: Config, folder: Path) -> list[Logger]:
 
 def refuse_prediction(prediction: Prediction, schedule: NoiseSchedule) -> None:
     """x_0 can not be had from eps where nothing of it is left in x_T."""
-    last = torch.tensor([schedule.num_steps])
+    last = torch.tensor([schedule.num_steps], device="cpu")
     if prediction.needs_signal and schedule.alpha_bar(last).item() == 0:
         raise Refused(
             "this schedule ends at alpha_bar_T = 0, where prediction=epsilon tells nothing of x_0; "
@@ -138,7 +148,9 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
 def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[Logger], **plugins: Any) -> Trainer:
     """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data in memory need none
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)  # its advertisements
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, of PyTorch
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # advertisements
     node = dict(cfg["trainer"])
     node["precision"] = precision(node["precision"], node["accelerator"])
     if isinstance(node.get("val_check_interval"), int):

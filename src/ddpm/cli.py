@@ -4,9 +4,11 @@ Light on purpose: `--help` and `--cfg job` must not wait for torch.
 """
 
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -31,6 +33,7 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
     def run() -> None:
         wants_traceback = os.environ.get("HYDRA_FULL_ERROR") not in (None, "", "0")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand errors on instead of printing them
+        sys.argv[1:] = quoted(sys.argv[1:])
         try:
             app()
         except EXPECTED as error:
@@ -43,6 +46,17 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
             sweep.finish()
 
     return run
+
+
+def quoted(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with quotes for Hydra's grammar around values that are existing paths with = or comma in
+    them, as the folders of runs have."""
+    return [_quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    return f'{key}="{value}"' if re.search("[=,]", value) and Path(value).exists() else argument
 
 
 def sentence(error: BaseException) -> str:

@@ -40,9 +40,12 @@ class Evaluation:
         if batch_size < 1:
             raise Refused(f"the batch size of an evaluation is {batch_size}; it must be at least 1.")
 
-    def prepare(self) -> None:
+    def prepare(self, device: torch.device) -> None:
         """Get all weights and reference statistics, so that what is missing shows before a run starts."""
+        self.of_samples.to(device)
         self.of_samples.prepare(self.data)
+        self.of_samples.reset(self.num_images)  # too few images show here
+        self.of_samples.to("cpu")
         for metric in self.of_data:
             metric.prepare(self.data)
 

@@ -1,6 +1,8 @@
 """Where the numbers of a run go, beside its own log."""
 
 import os
+import secrets
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,17 @@ def wandb(*, project: str, folder: Path) -> WandbLogger:
     )
 
 
-def _run_id(folder: Path) -> str:
-    import wandb as library
+def finish_loggers() -> None:
+    """End the W&B run of a job, so that the next job of a sweep begins its own."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
+
+def _run_id(folder: Path) -> str:
     file = folder / "wandb_id"
     if not file.is_file():
         with suppress(FileExistsError), file.open("x") as new:  # of ranks that start together one writes
-            new.write(library.util.generate_id() + "\n")
+            new.write(secrets.token_hex(4) + "\n")
     return file.read_text().strip()
 
 

@@ -27,7 +27,6 @@ def measure(config: Config) -> float | None:
         raise Refused(f"optimized_metric={asked} is not measured; choose one of metric=[...].")
     data = data_of(model.loaded, config["data"])
     evaluation = Evaluation(metrics, data, config["num_images"], config["batch_size"])
-    evaluation.prepare()
     scores, is_first = scored(config, model, evaluation)
     if is_first:
         path = keep(model.loaded.path.parent, row(config, model, evaluation, scores))
@@ -39,6 +38,7 @@ def measure(config: Config) -> float | None:
 def scored(config: Config, model: Opened, evaluation: Evaluation) -> tuple[dict[str, float], bool]:
     """The scores, and whether this is rank 0."""
     trainer = quiet_trainer(config, [Progress()])
+    evaluation.prepare(trainer.strategy.root_device)
     module = ScoringModule(evaluation, model.module(config["seed"]))
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     trainer.predict(module, loaders, return_predictions=False)

@@ -28,7 +28,7 @@ def announce(config: Mapping[str, Any], trainer: Trainer, module: DiffusionModul
         "device": f"{device} x {trainer.world_size}, precision {trainer.precision}{asked}",
         "folder": str(folder),
     }
-    console.print(_listed(rows))
+    _list(rows)
 
 
 def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> None:
@@ -43,7 +43,7 @@ def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> N
         "loss curve": curve,
         "metrics": log.path,
     }
-    console.print(_listed({name: str(path) for name, path in rows.items() if path and path.exists()}))
+    _list({name: str(path) for name, path in rows.items() if path and path.exists()})
     console.print(score_table(scores))
 
 
@@ -55,8 +55,7 @@ def score_table(scores: Mapping[str, float]) -> Table:
     return table
 
 
-def _listed(rows: Mapping[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
+def _list(rows: Mapping[str, str]) -> None:
+    """One line each, however long: a path that is broken over lines can not be copied."""
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
-    return table
+        console.print(f"[bold]{name:16}[/bold]{value}", soft_wrap=True, highlight=False)

@@ -62,6 +62,8 @@ class Sampler(ABC):
     def __init__(self, *, num_steps: int | None, spacing: str, clip: bool) -> None:
         if num_steps is not None and num_steps < 1:
             raise Refused(f"sampler.num_steps is {num_steps}; it must be at least 1, or null for all T.")
+        if spacing not in {choice.value for choice in Spacing}:
+            raise Refused(f"sampler.spacing={spacing} is not one of {', '.join(choice.value for choice in Spacing)}.")
         self.num_steps, self.spacing, self.clip = num_steps, Spacing(spacing), clip
 
     def times(self, num_steps: int) -> list[int]:

@@ -48,6 +48,8 @@ def train(config: Config, run: Run) -> dict[str, float]:
     data = build_data(config)
     torch.manual_seed(scalar(config["seed"], Stream.INIT))
     module = build_module(config, data.facts)
+    data.prepare_data()
+    data.setup("fit")  # what can not be read shows before anything else starts
     callbacks = build_callbacks(config, run.folder, data, module)
     log, loggers = RunLog(run.folder), build_loggers(config, run.folder)
     trainer = build_trainer(config, callbacks, [log, *loggers], plugins=[AtomicCheckpointIO()])

@@ -48,7 +48,7 @@ class Evaluate(EveryNSteps):
         self.scores: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.evaluation.prepare()
+        self.evaluation.prepare(trainer.strategy.root_device)
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         with measuring(trainer, module):
