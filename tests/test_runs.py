@@ -17,6 +17,7 @@ def opened(root, overrides=("a=1",), resume=None):
 def test_the_folder_is_named_by_its_overrides_whatever_their_order():
     assert label([]) == "default"
     assert label(["b=2", "a=1"]) == label(["a=1", "b=2"]) == "a=1,b=2"
+    assert label(["a.x=1", "b=2"]) == "b=2,a.x=1"
 
 
 def test_long_or_odd_names_are_cut_and_told_apart():

@@ -22,8 +22,9 @@ _LONGEST = 120
 
 
 def label(overrides: Sequence[str]) -> str:
-    """The name of a folder for these overrides: what is too long is cut and told apart by a hash."""
-    text = ",".join(sorted(overrides)) or "default"
+    """The name of a folder for these overrides, choices of groups before single values: what is too long is
+    cut and told apart by a hash."""
+    text = ",".join(sorted(overrides, key=lambda override: ("." in override.partition("=")[0], override))) or "default"
     name = re.sub(r"[^\w.,=+~@\-\[\]]", "_", text)
     if len(name) <= _LONGEST and name == text:
         return name
