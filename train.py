@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @verb
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep; returns the optimized metric."""
     from pathlib import Path
 
@@ -34,24 +34,27 @@ def main(cfg: DictConfig) -> float:
             run.lock.release()
 
 
-def attempt(config: dict[str, Any], run: "Run") -> float:
+def attempt(config: dict[str, Any], run: "Run") -> float | None:
     """Train, and leave in the run's folder how it ended."""
     from ddpm.errors import Refused
     from ddpm.training import train
 
     run.note(state="running", overrides=overrides(), reason=None)
     try:
-        scores = train(config, run)
+        scores = train(config, run, in_sweep())
     except Refused as refusal:
         run.note(state="refused", reason=str(refusal))
         if in_sweep():
             print(f"refused: {refusal}")
         raise
+    except SystemExit as error:  # how Lightning ends a run that was interrupted
+        run.note(state="interrupted", reason=None)
+        raise KeyboardInterrupt from error
     except BaseException as error:
         run.note(state="failed", reason=f"{type(error).__name__}: {error}")
         raise
     run.note(state="finished", scores=scores)
-    return scores[config["optimized_metric"]]
+    return scores.get(config["optimized_metric"])
 
 
 if __name__ == "__main__":

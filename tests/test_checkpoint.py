@@ -85,6 +85,24 @@ def test_a_pickle_that_runs_code_is_not_run(content, tmp_path):
     assert not os.path.exists("/tmp/ddpm-evil")  # noqa: PTH110
 
 
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        {"_args_": [{"_target_": "builtins.open", "_args_": ["evil", "w"]}]},
+        {"betas": [{"_target_": "builtins.open", "_args_": ["evil", "w"]}, 0.1]},
+        {"fraction": {"_target_": "builtins.open", "_args_": ["evil", "w"]}},
+        {"_partial_": True},
+    ],
+)
+def test_nothing_can_be_smuggled_in_below_a_target_of_ours(content, smuggled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for group in ("schedule", "sigma"):
+        content["ddpm"]["config"][group] |= smuggled
+        with pytest.raises(Refused, match="not one of ours"):
+            load(saved(content, tmp_path))
+    assert not (tmp_path / "evil").exists()
+
+
 @pytest.mark.parametrize("group", ["model", "schedule", "sigma", "prediction"])
 @pytest.mark.parametrize(
     "target",

@@ -7,6 +7,8 @@ import torch
 from compose import composed
 from processes import SMALL
 
+from ddpm.callbacks.run_log import read
+from ddpm.errors import Refused
 from ddpm.runs import locked
 from ddpm.training import settings, train
 
@@ -17,8 +19,10 @@ def run(folder: Path, *overrides: str) -> Path:
     """Train in this process, in a folder that may hold a run to go on with."""
     folder.mkdir(exist_ok=True)
     one = locked(folder)
-    train(settings(composed(*SMALL, *OFF, *overrides)), one)
-    one.lock.release()
+    try:
+        train(settings(composed(*SMALL, *OFF, *overrides)), one)
+    finally:
+        one.lock.release()
     return folder
 
 
@@ -108,3 +112,38 @@ def test_a_label_conditions_the_model(tmp_path, monkeypatch):
         )
         pictures.append((tmp_path / f"{label}-{guidance}" / "000000.png").read_bytes())
     assert len(set(pictures)) == 4
+
+
+def test_a_run_can_not_go_on_as_another_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = run(tmp_path / "run", "trainer.max_steps=3")
+    for change, key in (("model.channels=16", "model"), ("seed=1", "seed"), ("data.batch_size=32", "data.batch_size")):
+        with pytest.raises(Refused, match=f"another {key}"):
+            run(folder, change)
+    with pytest.raises(Refused, match="averaged weights"):
+        run(folder, "~callbacks.ema")
+
+
+def test_a_run_needs_no_scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "run", "optimized_metric=null", "~callbacks.evaluation")
+    assert not (tmp_path / "run/checkpoints/best.ckpt").exists()
+    with pytest.raises(Refused, match="optimized_metric=null"):
+        run(tmp_path / "other", "~callbacks.evaluation")
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "quick"])
+def test_a_precision_that_would_cast_the_images_is_refused(precision, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refused, match="precision"):
+        run(tmp_path / "run", f"trainer.precision={precision}")
+
+
+def test_mixed_precision_stays_near_float32(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    full = run(tmp_path / "32")
+    mixed = run(tmp_path / "16", "trainer.precision=bf16-mixed")
+    losses = [read(folder / "metrics.csv")["val/loss"] for folder in (full, mixed)]
+    for step, value in losses[0].items():
+        assert losses[1][step] == pytest.approx(value, rel=1e-2)
+    assert all(v.dtype == torch.float32 for v in weights(mixed)["state_dict"].values() if v.is_floating_point())

@@ -28,6 +28,7 @@ from ddpm.schedule import NoiseSchedule
 from ddpm.sigma import Sigma
 
 Config = dict[str, Any]
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # images, schedule and losses stay in float32
 
 
 def build_data(cfg: Config) -> ImageData:
@@ -149,6 +150,7 @@ def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[
     """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data in memory need none
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, of PyTorch
+    warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # a batch is its indices
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # advertisements
     node = dict(cfg["trainer"])
@@ -157,6 +159,23 @@ def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[
         node["val_check_interval"] *= node["accumulate_grad_batches"]
     trainer: Trainer = make(node, "trainer", callbacks=list(callbacks), logger=list(loggers), **plugins)
     return trainer
+
+
+def refuse_scaling(cfg: Config, trainer: Trainer) -> None:
+    """A loss scaler must see the gradients before the optimiser, and clipping must too."""
+    if trainer.precision == "16-mixed" and cfg["optimizer"].get("fused"):
+        raise Refused(
+            "trainer.precision=16-mixed scales the loss, which a fused optimiser hides; add optimizer.fused=false."
+        )
+
+
+def refuse_relaunch(trainer: Trainer, in_sweep: bool) -> None:
+    """Lightning would start the command of the whole sweep again for each further rank."""
+    external = trainer.strategy.cluster_environment.creates_processes_externally if trainer.world_size > 1 else True  # type: ignore[attr-defined]
+    if in_sweep and not external:
+        raise Refused(
+            "a sweep can not launch several ranks by itself; run each of its jobs under torchrun, without -m."
+        )
 
 
 def refuse_batch(batch_size: int, trainer: Trainer) -> None:
@@ -171,6 +190,8 @@ def refuse_batch(batch_size: int, trainer: Trainer) -> None:
 
 def precision(asked: str, accelerator: str) -> str:
     """What `auto` means here: bf16-mixed where the processor multiplies bf16 natively, else float32."""
+    if asked not in ("auto", *PRECISIONS):
+        raise Refused(f"trainer.precision={asked} is not possible; choose auto or one of {', '.join(PRECISIONS)}.")
     if asked != "auto":
         return asked
     if accelerator != "cpu" and torch.cuda.is_available():

@@ -97,9 +97,18 @@ def refuse_foreign(node: Node | None, group: str) -> None:
     home = f"ddpm.{group}"
     is_ours = room == home or room in {module.name for module in _rooms(home)}
     found = getattr(import_module(room), name, None) if is_ours else None
-    plain = isinstance(node, dict) and not any(isinstance(value, dict) for value in node.values())
-    if not plain or not callable(found) or not found.__module__.startswith(home):
+    if not isinstance(node, dict) or not _is_flat(node) or not callable(found) or not found.__module__.startswith(home):
         raise Refused(f"the checkpoint's {group} names {target}, which is not one of ours; do not trust this file.")
+
+
+def _is_flat(node: Node) -> bool:
+    """One target, and below it no further node, not even in a list: nothing else could be built."""
+    special = {key for key in node if key.startswith("_")}
+    return special == {"_target_"} and all(map(_is_plain, node.values()))
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, list) else not isinstance(value, dict)
 
 
 def _rooms(home: str) -> list[ModuleInfo]:

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm import sweep
 from ddpm.errors import Refused
 
-EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, PermissionError)
+EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, OSError)
 
 
 def verb(app: Callable[[], Any]) -> Callable[[], None]:
@@ -56,7 +55,8 @@ def quoted(arguments: Sequence[str]) -> list[str]:
 
 def _quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
-    return f'{key}="{value}"' if re.search("[=,]", value) and Path(value).exists() else argument
+    is_path = re.search("[=,]", value) and os.path.exists(value)  # noqa: PTH110 (no error for long values)
+    return f'{key}="{value}"' if is_path else argument
 
 
 def sentence(error: BaseException) -> str:

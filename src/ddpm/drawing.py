@@ -13,7 +13,7 @@ from ddpm.pictures import GRID_LIMIT, WriteImages, write_forward, write_grid, wr
 from ddpm.report import console
 
 TYPES = {"out": str, "label": int | None, "guidance": float, "npz": bool, "trajectory": bool, "mode": str}
-FORWARD_ROWS = 8
+FORWARD_ROWS = TRAJECTORY_ROWS = 8
 
 
 def draw_images(config: Config) -> None:
@@ -57,8 +57,9 @@ def gathered(config: Config, model: Opened, writer: WriteImages) -> list[Path]:
     if config["npz"]:
         paths.append(write_npz(writer.written(count), out / "samples.npz"))
     if config["trajectory"]:
-        shape, seed = model.loaded.facts.shape, config["seed"]
-        paths += write_trajectory(model.loaded.diffusion, model.sampler, shape, seed, out)
+        indices = torch.arange(min(TRAJECTORY_ROWS, count))
+        given = model.module(config["seed"], config["label"], float(config["guidance"])).given(indices)
+        paths += write_trajectory(given, model.sampler, model.loaded.facts.shape, config["seed"], out, len(indices))
     return paths
 
 

@@ -57,4 +57,5 @@ def _log_normal_mass(lower: Tensor, upper: Tensor) -> Tensor:
     a, b = torch.where(right, -upper, lower), torch.where(right, -lower, upper)
     log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
     gap = (log_b - log_a).clamp(min=torch.finfo(a.dtype).tiny)
-    return log_b + torch.log(-torch.expm1(-gap))
+    log_mass: Tensor = log_b + torch.log(-torch.expm1(-gap))
+    return log_mass

@@ -4,8 +4,10 @@ import os
 import secrets
 import sys
 from contextlib import suppress
+from netrc import netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
@@ -16,6 +18,7 @@ def wandb(*, project: str, folder: Path) -> WandbLogger:
     The runs of one `name` form a group. The id of a run is in its folder before its first step, so that
     all parts of a resumed run are one run.
     """
+    os.environ.setdefault("WANDB_SILENT", "true")
     return WandbLogger(
         project=project,
         name=folder.name,
@@ -42,10 +45,17 @@ def _run_id(folder: Path) -> str:
 
 
 def _offline() -> bool:
-    import wandb as library
-
+    """As WANDB_MODE says, or whether there is no key, in the environment or in netrc, to log in with."""
     mode = os.environ.get("WANDB_MODE")
-    return mode == "offline" if mode else library.api.api_key is None
+    return mode == "offline" if mode else not _has_key()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    return file.is_file() and netrc(file).authenticators(host) is not None
 
 
 def _settings() -> Any:

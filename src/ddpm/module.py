@@ -85,8 +85,13 @@ class DiffusionModule(LightningModule):
     def losses(self, batch: Batch, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The objective (b,) of images under their labels, where the network takes them."""
         conditional = getattr(self.diffusion.network, "null_label", None) is not None
-        diffusion = self.diffusion.given(labels) if conditional else self.diffusion
+        diffusion = self.diffusion.given(self.known(labels)) if conditional else self.diffusion
         return self.objective(diffusion, batch.images, times(t, batch.images), eps)
+
+    def known(self, labels: Tensor) -> Tensor:
+        """The labels, with the null one where an image has none."""
+        null: int = self.diffusion.network.null_label  # type: ignore[assignment]
+        return labels.masked_fill(labels < 0, null)
 
     def log_training(self, loss: Tensor, losses: Tensor, t: Tensor) -> None:
         """The loss, and its mean over each quarter of {1, ..., T} (nan where this batch has none there)."""
@@ -104,7 +109,7 @@ class DiffusionModule(LightningModule):
         self.seen.append((position, t, losses))
         if is_last:
             mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
-            position, t, losses = (self.all_gather(x).flatten() for x in mine)
+            position, t, losses = (torch.as_tensor(self.all_gather(x)).flatten() for x in mine)
             self.seen.clear()
             order = position.argsort()
             self.timestep.update(t[order], losses[order])

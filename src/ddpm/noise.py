@@ -72,7 +72,7 @@ def normal(seed: int, stream: Stream, image: Tensor, step: int | Tensor, shape: 
     """Standard normal noise of the given shape for each of the images (b,), at a step (one for all or
     one for each): float32, shape (b, *shape), by the transform of Box and Muller (1958)."""
     count = math.prod(shape)
-    words = _words(seed, stream, image, step, count + count % 2).unflatten(1, (-1, 2))
+    words = _words(seed, stream, image, step, count + count % 2).reshape(len(image), -1, 2)
     pairs = (words.float() + 0.5) / 2**32
     radius, angle = (-2 * pairs[..., 0].log()).sqrt(), 2 * math.pi * pairs[..., 1]
     values = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)

@@ -30,7 +30,7 @@ class WriteImages(BasePredictionWriter):
     def path(self, index: int) -> Path:
         return self.out / f"{index:0{self.digits}}.png"
 
-    def write_on_batch_end(  # type: ignore[override]
+    def write_on_batch_end(
         self, trainer: Trainer, pl_module: Any, prediction: Images, batch_indices: Any, batch: Tensor, *_: Any
     ) -> None:
         for index, picture in zip(batch.tolist(), to_uint8(prediction).cpu(), strict=True):
@@ -38,7 +38,7 @@ class WriteImages(BasePredictionWriter):
 
     def written(self, count: int) -> Tensor:
         """The first `count` images as they are on disk: uint8 (count, c, h, w)."""
-        arrays = [np.asarray(Image.open(self.path(index))) for index in range(count)]
+        arrays = [np.array(Image.open(self.path(index))) for index in range(count)]
         return torch.stack([torch.from_numpy(a if a.ndim == 3 else a[..., None]).permute(2, 0, 1) for a in arrays])
 
 
@@ -69,9 +69,9 @@ def write_trajectory(
     noise = noise_of(seed, indices, shape)
     x_T = noise(diffusion.num_steps)
     steps = [to_uint8(x_T).cpu()] + [to_uint8(step.x_s).cpu() for step in sampler.trajectory(diffusion, x_T, noise)]
-    stages = torch.linspace(0, len(steps) - 1, min(11, len(steps))).round().long().unique().tolist()
+    stages = torch.linspace(0, len(steps) - 1, min(11, len(steps))).round().long().tolist()
     picture = torch.stack([steps[k] for k in stages], dim=1).flatten(0, 1)
-    frames = torch.linspace(0, len(steps) - 1, min(61, len(steps))).round().long().unique().tolist()
+    frames = torch.linspace(0, len(steps) - 1, min(61, len(steps))).round().long().tolist()
     animation = out / "trajectory.webp"
     write_webp([enlarged(grid(steps[k], min(count, 4)), 256) for k in frames], animation)
     return [write_grid(picture, out / "trajectory.png", columns=len(stages)), animation]

@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ddpm.errors import Refused
 
 _CHOSEN = "DDPM_RUN_FOLDER"  # how the ranks that Lightning launches learn it
 _LONGEST = 120
+_agreements = count()  # each job of a sweep agrees anew
 
 
 def label(overrides: Sequence[str]) -> str:
@@ -130,8 +133,8 @@ def agreed(choose: Callable[[], str]) -> str:
     environment = _launched()
     if environment is None or environment.world_size() == 1:
         return choose() or os.environ[_CHOSEN]
-    store = _store(environment)
-    key = f"ddpm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    store = _store(type(environment))
+    key = f"ddpm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_agreements)}"
     if environment.global_rank() == 0:
         store.set(key, choose())
     told: bytes = store.get(key)
@@ -147,15 +150,18 @@ def _launched() -> Any:
     return SLURMEnvironment() if SLURMEnvironment.detect() else None
 
 
+@cache
 def _store(environment: Any) -> Any:
-    """A key-value store that all ranks reach. The server is the launcher's own, or rank 0's."""
+    """A key-value store that all ranks reach, for as long as the process lives. The server is the launcher's
+    own, or rank 0's."""
     from torch.distributed import TCPStore
 
+    here = environment()
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = environment.global_rank() == 0 and not hosted
+    serves = here.global_rank() == 0 and not hosted
     return TCPStore(
-        environment.main_address,
-        environment.main_port,
+        here.main_address,
+        here.main_port,
         is_master=serves,
         multi_tenant=True,
         wait_for_workers=False,

@@ -30,16 +30,13 @@ class Spacing(Enum):
 
     def times(self, num_steps: int, n: int) -> list[int]:
         """Descending. Quadratic times that fall together are visited once."""
-        match self:
-            case Spacing.LEADING:
-                t = 1 + np.arange(n) * (num_steps // n)
-            case Spacing.LINSPACE:
-                t = 1 + np.linspace(num_steps - 1, 0, n).round()
-            case Spacing.TRAILING:
-                t = (num_steps - np.arange(n) * num_steps / n).round()
-            case Spacing.QUADRATIC:
-                t = 1 + np.floor(np.linspace(np.sqrt(0.8 * num_steps), 0, n) ** 2)
-        return sorted({int(time) for time in t}, reverse=True)
+        visited = {
+            Spacing.LEADING: 1 + np.arange(n) * (num_steps // n),
+            Spacing.LINSPACE: 1 + np.linspace(num_steps - 1, 0, n).round(),
+            Spacing.TRAILING: (num_steps - np.arange(n) * num_steps / n).round(),
+            Spacing.QUADRATIC: 1 + np.floor(np.linspace(np.sqrt(0.8 * num_steps), 0, n) ** 2),
+        }[self]
+        return sorted({int(time) for time in visited}, reverse=True)
 
 
 class Step(NamedTuple):

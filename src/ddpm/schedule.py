@@ -84,8 +84,9 @@ class NoiseSchedule(nn.Module):
         return torch.where(s.to(self.log_alpha_bar.device) == 0, self._log_beta_tilde_2(), self.beta_tilde(t, s).log())
 
     def _log_beta_tilde_2(self) -> Tensor:
-        two, one = torch.tensor([2]), torch.tensor([1])
-        return self.beta_tilde(two, one).log()
+        noise_1, noise_2 = -torch.expm1(self.log_alpha_bar[1]), -torch.expm1(self.log_alpha_bar[2])
+        beta_2 = -torch.expm1(self.log_alpha_bar[2] - self.log_alpha_bar[1])
+        return (noise_1 / noise_2 * beta_2).log()
 
 
 def _check(betas: Tensor) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.errors import Refused
 from ddpm.runs import status
 from ddpm.sweep import markdown
 
@@ -50,7 +49,7 @@ TABLES: Mapping[str, Sequence[Row]] = {
 }
 
 
-def sweep_command(name: str, rows: Sequence[Row], steps: int, images: int, extra: Sequence[str]) -> list[str]:
+def sweep_command(name: str, rows: Sequence[Row], common: Sequence[str]) -> list[str]:
     """One multirun over the experiments of a table."""
     return [
         sys.executable,
@@ -59,22 +58,21 @@ def sweep_command(name: str, rows: Sequence[Row], steps: int, images: int, extra
         "experiment=" + ",".join(row.experiment for row in rows),
         f"name={name}",
         "resume=auto",
-        f"trainer.max_steps={steps}",
-        f"callbacks.evaluation.num_images={images}",
-        *extra,
+        *common,
     ]
 
 
-def found(folder: Path, row: Row) -> dict[str, Any]:
-    """How the newest run of a row ended."""
-    told = [status(file.parent) for file in folder.glob("*/status.json")]
-    mine = [one for one in told if f"experiment={row.experiment}" in one["overrides"]]
+def found(folder: Path, row: Row, common: Sequence[str]) -> dict[str, Any]:
+    """How the run of a row with these overrides ended."""
+    told = [status(file.parent) for file in sorted(folder.glob("*/status.json"))]
+    wanted = {f"experiment={row.experiment}", *common}
+    mine = [one for one in told if wanted <= set(one["overrides"])]
     return mine[-1] if mine else {"state": "not run", "scores": {}}
 
 
-def table(folder: Path, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def table(folder: Path, rows: Sequence[Row], common: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Published numbers and ours, side by side."""
-    results = [found(folder, row) for row in rows]
+    results = [found(folder, row, common) for row in rows]
     scores = list(dict.fromkeys(name for result in results for name in result.get("scores", {})))
     published = list(dict.fromkeys(name for row in rows for name in row.published))
     columns = ["row", *(f"{name} (published)" for name in published), *(f"{name} (ours)" for name in scores)]
@@ -102,10 +100,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("extra", nargs="*", help="overrides for all rows")
     chosen = parser.parse_args(arguments)
     if chosen.steps < 1 or chosen.images < 2:
-        raise Refused("--steps must be at least 1 and --images at least 2.")
+        parser.error("--steps must be at least 1 and --images at least 2.")
+    common = [f"trainer.max_steps={chosen.steps}", f"callbacks.evaluation.num_images={chosen.images}", *chosen.extra]
     rows, folder = TABLES[chosen.table], Path("runs") / chosen.table
-    done = subprocess.run(sweep_command(chosen.table, rows, chosen.steps, chosen.images, chosen.extra), check=False)
-    columns, cells = table(folder, rows)
+    done = subprocess.run(sweep_command(chosen.table, rows, common), check=False)
+    columns, cells = table(folder, rows, common)
     protocol = f"{chosen.steps:,} steps, {chosen.images:,} samples a row, last step. {' '.join(chosen.extra)}".strip()
     text = f"{markdown(columns, cells)}\nOurs: {protocol}\n"
     (folder / f"{chosen.table}.md").write_text(text)

@@ -14,6 +14,8 @@ from ddpm.build import (
     build_module,
     build_trainer,
     refuse_batch,
+    refuse_relaunch,
+    refuse_scaling,
 )
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.evaluation import Evaluate
@@ -43,7 +45,7 @@ def settings(config: Config) -> Config:
     return config
 
 
-def train(config: Config, run: Run) -> dict[str, float]:
+def train(config: Config, run: Run, in_sweep: bool = False) -> dict[str, float]:
     """Train as the config says, go on where the run's last checkpoint left off, and return the scores."""
     data = build_data(config)
     torch.manual_seed(scalar(config["seed"], Stream.INIT))
@@ -51,24 +53,35 @@ def train(config: Config, run: Run) -> dict[str, float]:
     data.prepare_data()
     data.setup("fit")  # what can not be read shows before anything else starts
     callbacks = build_callbacks(config, run.folder, data, module)
+    metric = config["optimized_metric"]
+    if metric is not None and not any(isinstance(callback, Evaluate) for callback in callbacks):
+        raise Refused(f"optimized_metric={metric} needs callbacks.evaluation; add it, or set optimized_metric=null.")
     log, loggers = RunLog(run.folder), build_loggers(config, run.folder)
-    trainer = build_trainer(config, callbacks, [log, *loggers], plugins=[AtomicCheckpointIO()])
+    trainer = build_trainer(
+        config, callbacks, [log, *loggers], plugins=[AtomicCheckpointIO()], default_root_dir=run.folder
+    )
     refuse_batch(data.batch_size, trainer)
+    refuse_scaling(config, trainer)
+    refuse_relaunch(trainer, in_sweep)
+    checkpoint = resumed(run, log, callbacks, config)
     for logger in loggers:
         logger.log_hyperparams(config)
     announce(config, trainer, module, run.folder)
-    trainer.fit(module, datamodule=data, ckpt_path=resumed(run, log, callbacks), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
     if trainer.is_global_zero:
         training_report(run.folder, log, scores)
     return scores
 
 
-def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback]) -> Path | None:
+def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback], config: Config) -> Path | None:
     """The checkpoint to go on from, if there is one; the log is cut back to where it was then."""
     if not run.last_checkpoint.exists():
+        if run.lock is not None:
+            log.cut(0)
         return None
     content = read(run.last_checkpoint)
+    refuse_change(content["ddpm"]["config"], config)
     if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
         raise Refused(
             "this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME."
@@ -76,3 +89,13 @@ def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback]) -> Path | None
     if run.lock is not None:
         log.cut(content["callbacks"]["SaveLast"]["log_bytes"])
     return run.last_checkpoint
+
+
+def refuse_change(before: Config, now: Config) -> None:
+    """A run goes on as it began: what shapes the model, the data or their order may not change."""
+    shaping = ("seed", "model", "schedule", "sigma", "prediction", "objective", "timestep", "label_dropout")
+    pairs = [(key, before.get(key), now.get(key)) for key in shaping]
+    pairs += [(f"data.{key}", before["data"].get(key), now["data"].get(key)) for key in sorted(now["data"])]
+    for key, old, new in pairs:
+        if old != new and key not in ("data.root", "data.num_workers", "data.download"):
+            raise Refused(f"this run was begun with another {key}; leave it as it was, or set name=NAME for a new run.")

@@ -52,7 +52,7 @@ class EMA(WeightAveraging):
             return
         _refuse(trainer)
         if self._average_model is None:
-            self._average_model = _Average(pl_module, pl_module.device, self.decay_after)
+            self._average_model = _Average(pl_module, trainer.strategy.root_device, self.decay_after)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._average_model is not None:
