@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -133,7 +133,7 @@ def agreed(choose: Callable[[], str]) -> str:
     environment = _launched()
     if environment is None or environment.world_size() == 1:
         return choose() or os.environ[_CHOSEN]
-    store = _store(type(environment))
+    store = _store(environment.__class__)
     key = f"ddpm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_agreements)}"
     if environment.global_rank() == 0:
         store.set(key, choose())
@@ -151,12 +151,12 @@ def _launched() -> Any:
 
 
 @cache
-def _store(environment: Any) -> Any:
+def _store(environment: Hashable) -> Any:
     """A key-value store that all ranks reach, for as long as the process lives. The server is the launcher's
     own, or rank 0's."""
     from torch.distributed import TCPStore
 
-    here = environment()
+    here: Any = environment()  # type: ignore[operator]
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     serves = here.global_rank() == 0 and not hosted
     return TCPStore(
