@@ -297,7 +297,7 @@ def test_a_scale_of_zero_makes_every_branch_exactly_zero() -> None:
 
 
 def test_weights_begin_as_xavier_and_q_k_v_each_for_itself() -> None:
-    network = unet("digits")
+    network = unet("digits", channels=64)
     qkv, conv = network.mid.attn_1.qkv.weight.detach(), network.mid.block_1.conv1.weight.detach()
     for weight, fans in ((qkv, 2 * 128), (conv, 2 * 128 * 9)):
         bound = math.sqrt(6 / fans)

@@ -10,7 +10,13 @@ from processes import ROOT, SMALL, verb
 
 from ddpm.callbacks.run_log import read
 
-STILL = ["logger=[]", "name=two", "model.dropout=0.0"]
+STILL = [
+    "logger=[]",
+    "name=two",
+    "model.dropout=0.0",
+    "lr_schedule=warmup",
+    "optimizer.eps=0.01",
+]  # no signs of rounding
 SHORT = [text for text in SMALL if not text.startswith("trainer.accelerator")]
 
 

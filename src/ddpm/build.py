@@ -22,13 +22,13 @@ from ddpm.instantiate import check_value, make
 from ddpm.metric import DataMetric, SampleMetric
 from ddpm.module import DiffusionModule
 from ddpm.objective import Objective
+from ddpm.precision import BFloat16Mixed, device_of, precision
 from ddpm.prediction import Prediction
 from ddpm.sampler import Sampler
 from ddpm.schedule import NoiseSchedule
 from ddpm.sigma import Sigma
 
 Config = dict[str, Any]
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # images, schedule and losses stay in float32
 
 
 def build_data(cfg: Config) -> ImageData:
@@ -146,19 +146,34 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
         raise Refused("this objective bounds a discrete likelihood, but the data have no grey levels; choose simple.")
 
 
-def build_trainer(cfg: Config, callbacks: Iterable[Callback], loggers: Iterable[Logger], **plugins: Any) -> Trainer:
+def build_trainer(
+    cfg: Config,
+    callbacks: Iterable[Callback] = (),
+    loggers: Iterable[Logger] = (),
+    plugins: Iterable[Any] = (),
+    folder: Path | None = None,
+) -> Trainer:
     """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # data in memory need none
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, of PyTorch
-    warnings.filterwarnings("ignore", ".*infer the batch indices.*")  # a batch is its indices
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # advertisements
+    quieten()
     node = dict(cfg["trainer"])
     node["precision"] = precision(node["precision"], node["accelerator"])
+    if node["precision"] == "bf16-mixed":
+        plugins = [*plugins, BFloat16Mixed(device_of(node["accelerator"]))]
+        node["precision"] = None  # the plugin says it
     if isinstance(node.get("val_check_interval"), int):
         node["val_check_interval"] *= node["accumulate_grad_batches"]
-    trainer: Trainer = make(node, "trainer", callbacks=list(callbacks), logger=list(loggers), **plugins)
+    trainer: Trainer = make(
+        node, "trainer", callbacks=list(callbacks), logger=list(loggers), plugins=list(plugins), default_root_dir=folder
+    )
     return trainer
+
+
+def quieten() -> None:
+    """Keep what Lightning says of workers that are not needed, of PyTorch's versions and of its products."""
+    for text in ("does not have many workers", "LeafSpec", "infer the batch indices"):
+        warnings.filterwarnings("ignore", f".*{text}.*")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def refuse_scaling(cfg: Config, trainer: Trainer) -> None:
@@ -186,17 +201,3 @@ def refuse_batch(batch_size: int, trainer: Trainer) -> None:
             f"data.batch_size={batch_size} is the global batch and can not be shared out over {shares} parts "
             f"(ranks x trainer.accumulate_grad_batches); take a multiple of {shares}."
         )
-
-
-def precision(asked: str, accelerator: str) -> str:
-    """What `auto` means here: bf16-mixed where the processor multiplies bf16 natively, else float32."""
-    if asked not in ("auto", *PRECISIONS):
-        raise Refused(f"trainer.precision={asked} is not possible; choose auto or one of {', '.join(PRECISIONS)}.")
-    if asked != "auto":
-        return asked
-    if accelerator != "cpu" and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
-    return "bf16-mixed" if native else "32-true"

@@ -72,4 +72,4 @@ def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:
 def quiet_trainer(config: Config, callbacks: list[Any]) -> Trainer:
     """A Trainer that only predicts: no log, no checkpoint."""
     node = config["trainer"] | {"enable_checkpointing": False}
-    return build_trainer({"trainer": node}, callbacks, [])
+    return build_trainer({"trainer": node}, callbacks)

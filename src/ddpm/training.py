@@ -57,9 +57,7 @@ def train(config: Config, run: Run, in_sweep: bool = False) -> dict[str, float]:
     if metric is not None and not any(isinstance(callback, Evaluate) for callback in callbacks):
         raise Refused(f"optimized_metric={metric} needs callbacks.evaluation; add it, or set optimized_metric=null.")
     log, loggers = RunLog(run.folder), build_loggers(config, run.folder)
-    trainer = build_trainer(
-        config, callbacks, [log, *loggers], plugins=[AtomicCheckpointIO()], default_root_dir=run.folder
-    )
+    trainer = build_trainer(config, callbacks, [log, *loggers], [AtomicCheckpointIO()], run.folder)
     refuse_batch(data.batch_size, trainer)
     refuse_scaling(config, trainer)
     refuse_relaunch(trainer, in_sweep)
