@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
 from ddpm.data.facts import Batch
 from ddpm.diffusion import GaussianDiffusion
@@ -53,6 +54,7 @@ class DiffusionModule(LightningModule):
         self.make_optimizer, self.lr_factor, self.card = optimizer, lr_factor, card
         self.seed, self.batch_size, self.label_dropout = seed, batch_size, label_dropout
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.val_loss = MeanMetric()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of a micro-batch (Ho et al. 2020, Algorithm 1)."""
@@ -119,8 +121,9 @@ class DiffusionModule(LightningModule):
         u = (batch.number.double() * GOLDEN + 0.5) % 1
         t = (u * self.diffusion.num_steps).long() + 1
         eps = normal(0, Stream.VALIDATION_EPS, batch.number, 0, batch.images.shape[1:])
-        loss = self.losses(batch, batch.labels, t, eps).mean()
-        self.log("val/loss", loss, batch_size=len(t), sync_dist=True, prog_bar=True)
+        # not self.log's own mean, which divides over ranks by a whole number of images
+        self.val_loss.update(self.losses(batch, batch.labels, t, eps).mean(), weight=len(t))
+        self.log("val/loss", self.val_loss, batch_size=len(t))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
