@@ -104,6 +104,8 @@ class ScoringModule(LightningModule):
         return [as_loader(batches) for batches in (self.evaluation.sample_batches(rank, world_size), *of_data)]
 
     def predict_step(self, indices: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if len(indices) == 0:
+            return
         if dataloader_idx == 0:
             self.evaluation.see_samples(self.model, indices)
         else:

@@ -51,4 +51,6 @@ class SamplingModule(LightningModule):
         return self.diffusion.given(torch.full_like(indices, self.label), self.guidance)
 
     def predict_step(self, indices: Tensor, batch_idx: int = 0) -> Images:
+        if len(indices) == 0:
+            return torch.empty(0, *self.shape, device=self.device)
         return draw(self.given(indices), self.sampler, indices, self.shape, self.seed)

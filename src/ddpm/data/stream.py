@@ -121,5 +121,6 @@ def index_batches(num_images: int, batch_size: int, rank: int, world_size: int) 
 
 
 def as_loader(batches: list[Tensor]) -> "DataLoader[Tensor]":
-    """Batches of indices, for a Trainer to walk over."""
-    return DataLoader(batches, batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
+    """Batches of indices, for a Trainer to walk over; a rank without any walks over an empty one, since
+    Lightning refuses to walk over nothing."""
+    return DataLoader(batches or [torch.arange(0)], batch_size=None, generator=torch.Generator())  # type: ignore[arg-type]
