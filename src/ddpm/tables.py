@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps of each row")
     parser.add_argument("--images", type=int, required=True, help="samples that each row is scored on")
     parser.add_argument("extra", nargs="*", help="overrides for all rows")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     if chosen.steps < 1 or chosen.images < 2:
         parser.error("--steps must be at least 1 and --images at least 2.")
     common = [f"trainer.max_steps={chosen.steps}", f"callbacks.evaluation.num_images={chosen.images}", *chosen.extra]
