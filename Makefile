@@ -5,14 +5,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ARGS ?=
-STEPS ?= 800000
-IMAGES ?= 50000
+CHECKPOINT ?=
+STEPS ?=
+IMAGES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sample evaluate test test-all lint format ci table2 lock clean
+.PHONY: help setup train sample evaluate figures test test-all lint format ci table1 table2 table_iddpm table_ddim lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the pinned dependencies and this package
 
@@ -33,8 +34,16 @@ sample: $(STAMP) ## Draw images: make sample ARGS="checkpoint=runs/ddpm/default"
 evaluate: $(STAMP) ## Score a checkpoint: make evaluate ARGS="checkpoint=runs/ddpm/default"
 	$(BIN)/python evaluate.py $(ARGS)
 
-table2: $(STAMP) ## Ho et al. (2020), Table 2: make table2 STEPS=2000 IMAGES=1000 [ARGS="data=digits ..."]
-	$(BIN)/python -m ddpm.tables table2 --steps $(STEPS) --images $(IMAGES) -- $(ARGS)
+table1: ## Ho et al. (2020), Table 1 beside ours: STEPS=2000 IMAGES=1000 ARGS="data=digits ..." for less than the paper's
+table2: ## Ho et al. (2020), Table 2; CHECKPOINT=runs/table2 scores runs that are there, and trains none
+table_iddpm: ## Nichol & Dhariwal (2021) on CIFAR-10, with the same variables
+table_ddim: ## Song et al. (2021), Table 1, on one checkpoint: make table_ddim CHECKPOINT=runs/ddpm/default IMAGES=1000
+table1 table2 table_iddpm table_ddim: $(STAMP)
+	$(BIN)/python -m ddpm.tables $@ $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(STEPS),--steps $(STEPS)) \
+	  $(if $(IMAGES),--images $(IMAGES)) -- $(ARGS)
+
+figures: $(STAMP) ## The figures of docs/math.md (CHECKPOINT=runs/ddpm/default adds the bound of a model)
+	$(BIN)/python -m ddpm.figures --out docs/images $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 test: $(STAMP) ## The tests, in minutes
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)

@@ -3,18 +3,20 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm.cli import plain, verb
+from ddpm.cli import alone, overrides, plain, verb
 
 
 @verb
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Check, open, measure; returns the optimized metric."""
-    config = plain(cfg)
+    with alone():
+        config = plain(cfg)
 
-    from ddpm.measuring import measure
+        from ddpm.measuring import measure
 
-    return measure(config)
+        return measure(config, overrides())
+    return None
 
 
 if __name__ == "__main__":

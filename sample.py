@@ -3,18 +3,19 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm.cli import plain, verb
+from ddpm.cli import alone, plain, verb
 
 
 @verb
 @hydra.main(version_base="1.3", config_path="conf", config_name="sample")
 def main(cfg: DictConfig) -> None:
     """Check, open, draw."""
-    config = plain(cfg)
+    with alone():
+        config = plain(cfg)
 
-    from ddpm.drawing import draw_images
+        from ddpm.drawing import draw_images
 
-    draw_images(config)
+        draw_images(config)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from ddpm.cli import in_sweep, overrides, plain, verb
+from ddpm.cli import alone, in_sweep, overrides, plain, verb
 
 if TYPE_CHECKING:
     from ddpm.runs import Run
@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a sweep; returns the optimized metric."""
+    with alone():
+        return run_in_folder(plain(cfg))
+    return None
+
+
+def run_in_folder(config: dict[str, Any]) -> float | None:
+    """Find the run's folder, and keep other processes out of it while the run lasts."""
     from pathlib import Path
 
     from ddpm.loggers import finish_loggers
     from ddpm.runs import open_run
-    from ddpm.training import settings
+    from ddpm.training import check_place
 
-    config = settings(plain(cfg))
+    check_place(config)
     run = open_run(Path(config["runs"]) / config["name"], overrides(), config["resume"])
     try:
         return attempt(config, run)
@@ -37,11 +44,11 @@ def main(cfg: DictConfig) -> float | None:
 def attempt(config: dict[str, Any], run: "Run") -> float | None:
     """Train, and leave in the run's folder how it ended."""
     from ddpm.errors import Refused
-    from ddpm.training import train
+    from ddpm.training import settings, train
 
     run.note(state="running", overrides=overrides(), reason=None)
     try:
-        scores = train(config, run, in_sweep())
+        scores = train(settings(config), run, in_sweep())
     except Refused as refusal:
         run.note(state="refused", reason=str(refusal))
         if in_sweep():

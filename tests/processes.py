@@ -23,9 +23,9 @@ SMALL = [  # a run of seconds
 ]
 
 
-def verb(name: str, cwd: Path, *arguments: str, ok: bool = True, **environment: str) -> str:
-    """Run a verb in a folder; its whole output. Asserts that it ended as it should."""
-    done = subprocess.run(
+def start(name: str, cwd: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start a verb in a folder."""
+    return subprocess.Popen(
         [sys.executable, str(ROOT / f"{name}.py"), *arguments],
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "COLUMNS": "200"} | environment,
@@ -33,8 +33,16 @@ def verb(name: str, cwd: Path, *arguments: str, ok: bool = True, **environment: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
-        check=False,
     )
-    assert (done.returncode == 0) == ok, done.stdout
-    return done.stdout
+
+
+def verb(name: str, cwd: Path, *arguments: str, ok: bool = True, **environment: str) -> str:
+    """Run a verb in a folder; its whole output. Asserts that it ended as it should."""
+    process = start(name, cwd, *arguments, **environment)
+    with process:
+        try:
+            told, _ = process.communicate(timeout=400)
+        finally:
+            process.kill()
+    assert (process.returncode == 0) == ok, told
+    return told

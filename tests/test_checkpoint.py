@@ -7,7 +7,7 @@ import torch
 from compose import composed
 
 from ddpm.build import build_module
-from ddpm.checkpoint import load
+from ddpm.checkpoint import MODEL_GROUPS, load
 from ddpm.data.facts import Facts
 from ddpm.errors import Refused
 from ddpm.sampling import draw
@@ -43,6 +43,18 @@ def test_a_checkpoint_opens_by_itself_with_either_weights(content, tmp_path):
     sampler = __import__("ddpm.sampler", fromlist=["DDIM"]).DDIM(num_steps=2, spacing="leading", clip=True, eta=0.0)
     with torch.no_grad():
         assert draw(ema.diffusion, sampler, torch.arange(2), DIGITS.shape, 0).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("rescaled", [None, False, True])
+def test_the_schedule_is_rescaled_as_it_was_in_training(content, tmp_path, rescaled):
+    """A file from before the choice, which does not name it, is not."""
+    config = content["ddpm"]["config"]
+    config["prediction"] = {"_target_": "ddpm.prediction.Velocity"}
+    config |= {"zero_terminal_snr": rescaled}
+    for key in ("input_perturbation", "zero_terminal_snr") if rescaled is None else ():
+        del config[key]
+    schedule = load(saved(content, tmp_path)).diffusion.schedule
+    assert (schedule.alpha_bar(torch.tensor([schedule.num_steps])) == 0) == bool(rescaled)
 
 
 def test_a_folder_means_its_last_checkpoint(content, tmp_path):
@@ -103,7 +115,7 @@ def test_nothing_can_be_smuggled_in_below_a_target_of_ours(content, smuggled, tm
     assert not (tmp_path / "evil").exists()
 
 
-@pytest.mark.parametrize("group", ["model", "schedule", "sigma", "prediction"])
+@pytest.mark.parametrize("group", MODEL_GROUPS)
 @pytest.mark.parametrize(
     "target",
     ["os.system", "builtins.eval", "ddpm.checkpoint.load", "ddpm.schedule.math.exp", "ddpm.{group}.Any", ""],

@@ -1,12 +1,14 @@
 """What a user types, and what comes of it."""
 
 import json
+import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import SMALL, verb
+from processes import SMALL, start, verb
 
 from ddpm.callbacks.run_log import read
 
@@ -39,7 +41,7 @@ def test_a_run_leaves_everything_and_says_where(trained):
         assert name.split("/")[-1] in told
     assert "precision 32-true" in told
     history = read(folder / "metrics.csv")
-    assert {"train/loss", "val/loss", "train/gradient_norm", "score/fid_classifier"} <= set(history)
+    assert {"train/loss", "val/loss", "train/gradient_norm", "score/fid_classifier/ancestral_5"} <= set(history)
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert not list(folder.rglob("*.part"))
 
@@ -64,6 +66,7 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     verb("sample", cwd, f"checkpoint={folder}", "out=drawn", "trainer=cpu", *asked)
     names = {path.name for path in (cwd / "drawn").iterdir()}
     assert names == {f"{i:06d}.png" for i in range(5)} | {
+        "drawing.json",
         "grid.png",
         "samples.npz",
         "trajectory.png",
@@ -75,6 +78,32 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     assert np.array_equal(np.asarray(Image.open(cwd / "drawn/000003.png")), images[3, ..., 0])
     verb("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
     assert (cwd / "noised/forward.png").is_file()
+
+
+@pytest.mark.parametrize("png", ["true", pytest.param("false", marks=pytest.mark.slow)])
+def test_a_killed_drawing_makes_what_is_missing_and_the_same_bytes(trained, png):
+    cwd, run, _ = trained
+    killed, whole = cwd / f"killed_{png}", cwd / f"whole_{png}"
+    asked = [f"checkpoint={run}", "trainer=cpu", "num_images=11", "batch_size=2", "sampler.num_steps=100"]
+    asked += [f"png={png}", "npz=true"]
+    process = start("sample", cwd, *asked, f"out={killed.name}")
+    while len(list(killed.rglob("0000*"))) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "samples.npz").exists()
+    before = {path: path.stat().st_mtime_ns for path in killed.glob("0000*.png")}
+    told = verb("sample", cwd, *asked, f"out={killed.name}")
+    assert "of 11" not in told  # only what is missing
+    kept = [path for path, made in before.items() if path.stat().st_mtime_ns == made]
+    assert len(kept) >= len(before) - 1  # all but an image of a batch that was cut short
+    verb("sample", cwd, *asked, f"out={whole.name}")
+    files = sorted(path for path in whole.iterdir() if path.suffix in (".png", ".npz"))
+    assert len(files) == 2 + 11 * (png == "true")
+    assert {path.name for path in killed.iterdir()} == {"drawing.json", *(path.name for path in files)}
+    for path in files:
+        assert path.read_bytes() == (killed / path.name).read_bytes()
 
 
 def test_evaluation_keeps_one_row_a_protocol(trained):
@@ -89,6 +118,7 @@ def test_evaluation_keeps_one_row_a_protocol(trained):
     for steps in (4, 4, 5):
         told = verb("evaluate", cwd, *asked, f"sampler.num_steps={steps}")
         assert "bits_per_dim" in told
+        assert "image 40 of 40 (100 %)" in told  # 20 samples, 20 images of the test split
     rows = [json.loads(line) for line in (folder / "checkpoints/results.jsonl").read_text().splitlines()]
     assert [row["protocol"]["sampler"]["num_steps"] for row in rows] == [4, 5]
     for row in rows:
@@ -118,12 +148,14 @@ def test_resuming_goes_on_and_a_second_run_takes_the_next_number(trained):
         ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
         ("sample", [], "checkpoint must be given"),
         ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "metric/beauty"),
+        ("train", ["trainer.max_steps=0"], "trains nothing"),
     ],
 )
 def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
     told = verb(name, tmp_path, *arguments, ok=False)
     assert words in told
     assert "Traceback" not in told
+    assert "Error executing" not in told
 
 
 @pytest.mark.parametrize(
@@ -132,7 +164,7 @@ def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
         (["sampler=ddim", "sigma=beta"], "its own sigma"),
         (["sigma=learned_range"], "not trained with"),
         (["label=3"], "takes no label"),
-        (["mode=sideways"], "reverse or forward"),
+        (["mode=inpainting", "mode.mask=nothing.png"], "no image at nothing.png"),
         (["weights=best"], "ema, raw"),
         (["num_images=0"], "at least 1"),
     ],
@@ -147,6 +179,28 @@ def test_what_a_checkpoint_can_not_do_is_refused(trained, arguments, words, monk
     with pytest.raises(Refused, match=words):
         draw_images(composed(f"checkpoint={trained[1]}", "trainer=cpu", *arguments, verb="sample"))
     assert not (trained[0] / "samples").exists()
+
+
+def test_an_interrupted_run_says_so_and_can_go_on(tmp_path):
+    asked = [*SMALL, "logger=[]", "trainer.max_steps=100000", "callbacks.evaluation.every_n_steps=100000"]
+    process = start("train", tmp_path, *asked)
+    while not list(tmp_path.glob("runs/ddpm/*/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "interrupted; resume=auto" in told
+    assert "Traceback" not in told
+    (folder,) = (tmp_path / "runs/ddpm").iterdir()
+    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] >= 3
+
+
+def test_a_mistyped_choice_of_a_sweep_shows_before_its_first_job(tmp_path):
+    told = verb("train", tmp_path, "-m", "schedule=linear,liner", *SMALL, ok=False)
+    assert "schedule=liner is not one of constant, cosine" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
@@ -166,9 +220,10 @@ def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
 
 def test_a_refused_job_does_not_stop_a_sweep(tmp_path):
     small = [*SMALL, "name=sweep", "logger=[]"]
-    told = verb("train", tmp_path, "-m", "sigma=learned_range,beta", *small, ok=False)
+    told = verb("train", tmp_path, "-m", "sigma=learned_range,beta", "label_dropout=0.1,x", *small, ok=False)
     table = (tmp_path / "runs/sweep/table.csv").read_text()
     assert "objective=hybrid or vlb" in table
+    assert "label_dropout=x is not possible" in table
     assert "refused" in table
     assert "finished" in table
     assert "Traceback" not in told

@@ -1,6 +1,7 @@
-"""FID and inception score: what they compute, alone and over ranks, and what they refuse."""
+"""Scores of samples: what FID and inception score compute, all of them over ranks, and what they refuse."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,21 @@ from ddpm.errors import Refused
 from ddpm.images import from_levels, to_uint8
 from ddpm.metric import (
     FID,
+    KID,
     Classifier,
+    DINOv2,
     FeatureBatch,
+    FrechetDistance,
     Inception,
     InceptionScore,
+    PrecisionRecall,
     RandomConv,
     SampleMetric,
     Scores,
 )
 from ddpm.metric.fid import frechet_distance
 from ddpm.metric.inception_score import split_of_image
-from ddpm.metric.reference import Statistics, moments, statistics
+from ddpm.metric.reference import Statistics, statistics_of
 
 
 def random_features() -> RandomConv:
@@ -46,8 +51,21 @@ def classifier(cache: Path, images_seen: int = 640) -> Classifier:
     )
 
 
-def statistics_of(features: Tensor) -> Statistics:
-    return statistics(moments(features), len(features))
+def kid(cache: Path, subset_size: int = 50, at_most: int = 1000, reference: str = "train") -> KID:
+    return KID(
+        features=random_features(),
+        reference=reference,
+        subsets=20,
+        subset_size=subset_size,
+        at_most=at_most,
+        cache=str(cache),
+    )
+
+
+def precision_recall(cache: Path, at_most: int = 1000) -> PrecisionRecall:
+    return PrecisionRecall(
+        features=random_features(), reference="train", neighbours=3, at_most=at_most, cache=str(cache)
+    )
 
 
 def seen(metric: SampleMetric, images: Tensor, order: list[Tensor]) -> dict[str, float]:
@@ -64,7 +82,7 @@ def test_frechet_distance_is_scipys(count: int, tolerance: float) -> None:
     source = torch.Generator().manual_seed(0)
     mix = torch.randn(16, 16, generator=source, dtype=torch.float64)
     a, b = (torch.randn(count, 16, generator=source, dtype=torch.float64) @ mix + shift for shift in (0, 0.5))
-    one, other = statistics_of(a), statistics_of(b @ mix.T)
+    one, other = statistics_of(a.split(7)), statistics_of([b @ mix.T])
     root = sqrtm(one.sigma.numpy() @ other.sigma.numpy()).real
     np.testing.assert_allclose(one.sigma, np.cov(a.numpy(), rowvar=False), rtol=1e-9, atol=1e-12)
     want = float((one.mu - other.mu).square().sum()) + np.trace(one.sigma + other.sigma - 2 * root)
@@ -79,7 +97,7 @@ def test_frechet_distance_of_diagonal_gaussians() -> None:
 
 def test_fid_of_the_reference_itself_is_zero_and_of_another_class_is_not(tmp_path: Path) -> None:
     data = digits()
-    fid = FID(features=random_features(), split="train", cache=str(tmp_path))
+    fid = FID(features=random_features(), reference="train", cache=str(tmp_path))
     fid.prepare(data)
     pixels = data.pixels("train")
     same = seen(fid, pixels, list(torch.arange(1500).split(400)))["fid_random"]
@@ -103,20 +121,21 @@ def test_inception_score_of_certain_and_uncertain_classes(tmp_path: Path) -> Non
             logits = sharpness * torch.nn.functional.one_hot(number % 5, 5).float()
             score.update(FeatureBatch(torch.zeros(len(number), 1), logits), number)
         assert score.compute() == pytest.approx(
-            {"inception_score_classifier": want, "inception_score_classifier_std": 0.0}, abs=1e-12
+            {"inception_score_classifier_1": want, "inception_score_classifier_1_std": 0.0}, abs=1e-12
         )
 
 
 def test_scores_depend_neither_on_order_nor_on_batches_and_share_a_pass(tmp_path: Path) -> None:
     data = digits(train=400, test=103)
     metrics: list[SampleMetric] = [
-        FID(features=classifier(tmp_path), split="train", cache=str(tmp_path)),
-        InceptionScore(features=classifier(tmp_path), splits=4),
-        FID(features=random_features(), split="train", cache=str(tmp_path)),
+        FID(features=classifier(tmp_path), reference="train", cache=str(tmp_path)),
+        InceptionScore(features=classifier(tmp_path), splits=10),
+        InceptionScore(features=classifier(tmp_path), splits=1),
+        FID(features=random_features(), reference="train", cache=str(tmp_path)),
     ]
     scores = Scores(metrics)
     scores.prepare(data)
-    assert metrics[0].features is metrics[1].features
+    assert metrics[0].features is metrics[1].features is metrics[2].features
     scores.reset(103)
     shuffled = torch.randperm(103, generator=torch.Generator().manual_seed(1))
     levels = data.load("test").levels
@@ -131,6 +150,8 @@ def test_scores_depend_neither_on_order_nor_on_batches_and_share_a_pass(tmp_path
         "fid_classifier",
         "inception_score_classifier",
         "inception_score_classifier_std",
+        "inception_score_classifier_1",
+        "inception_score_classifier_1_std",
         "fid_random",
     }
 
@@ -148,8 +169,10 @@ def over_two_ranks(rank: int, folder: str, data: Few) -> None:
 
 def scored(folder: Path, data: Few) -> list[SampleMetric]:
     return [
-        FID(features=random_features(), split="train", cache=str(folder)),
+        FID(features=random_features(), reference="train", cache=str(folder)),
         InceptionScore(features=classifier(folder), splits=3),
+        kid(folder),
+        precision_recall(folder),
     ]
 
 
@@ -166,6 +189,7 @@ def halves(metrics: list[SampleMetric], data: Few, order: list[Tensor]) -> dict[
 
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     """They prepare at once, too: one trains, the other waits and reads what it wrote."""
+    import_module("torch_fidelity.metrics")  # once, not in each of them
     data = digits(train=400, test=301)
     args = (str(tmp_path), data)
     start_processes(over_two_ranks, args, nprocs=2, start_method="fork")  # which spares them the imports
@@ -173,28 +197,37 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     for metric in metrics:
         metric.prepare(data)
     want = halves(metrics, data, list(torch.arange(301).split(50)))
+    assert set(want) > {"kid_random", "kid_random_std", "precision_recall_random", "precision_random", "recall_random"}
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1] == pytest.approx(want, rel=1e-10)
 
 
 def test_names_and_protocols_tell_scores_apart(tmp_path: Path) -> None:
-    data = digits(train=50, test=20)
-    fid = FID(features=random_features(), split="test", cache=str(tmp_path))
-    assert (fid.name, fid.larger_is_better) == ("fid_random", False)
-    assert FID(features=Inception(weights=None), split="train", cache=".cache").name == "fid"
-    score = InceptionScore(features=Inception(weights=None), splits=10)
-    assert (score.name, score.larger_is_better) == ("inception_score", True)
+    data, inception = digits(train=50, test=20), Inception(weights=None)
+    fid = FID(features=random_features(), reference="test", cache=str(tmp_path))
+    assert (fid.name, fid.larger_is_better) == ("fid_random_test", False)
+    names = {
+        "fid": FID(features=inception, reference="train", cache=".cache"),
+        "fid_test": FID(features=inception, reference="test", cache=".cache"),
+        "fid_cifar_10": FID(features=inception, reference="/some/where/cifar-10.npz", cache=".cache"),
+        "fd_dinov2": FrechetDistance(features=DINOv2(weights=None), reference="train", cache=".cache"),
+        "inception_score": InceptionScore(features=inception, splits=10),
+        "inception_score_1": InceptionScore(features=inception, splits=1),
+        "inception_score_classifier_3": InceptionScore(features=classifier(tmp_path), splits=3),
+    }
+    assert list(names) == [metric.name for metric in names.values()]
+    assert names["inception_score"].larger_is_better
     fid.prepare(data)
     assert json.loads(json.dumps(fid.protocol())) == {
         "features": "random",
         "features_key": fid.features.key,
-        "reference_split": "test",
+        "reference": "test",
         "reference_images": 20,
     }
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
-    fid = FID(features=random_features(), split="train", cache=str(tmp_path))
+    fid = FID(features=random_features(), reference="train", cache=str(tmp_path))
     fid.prepare(digits(train=20, test=20))
     with pytest.raises(Refused, match="at least two images"):
         fid.reset(1)
@@ -212,7 +245,7 @@ def test_features_without_classes_have_no_inception_score() -> None:
 
 
 def test_an_image_that_was_not_scored_or_scored_twice_is_noticed(tmp_path: Path) -> None:
-    fid = FID(features=random_features(), split="train", cache=str(tmp_path))
+    fid = FID(features=random_features(), reference="train", cache=str(tmp_path))
     fid.prepare(digits(train=20))
     fid.reset(5)
     images = to_uint8(torch.zeros(4, 1, 8, 8))

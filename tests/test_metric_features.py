@@ -131,10 +131,10 @@ def test_a_corrupt_file_is_made_again_with_a_warning(
     def prepared() -> tuple[str, torch.Tensor]:
         features = classifier(tmp_path)
         features.prepare(data)
-        fid = FID(features=features, split="train", cache=str(tmp_path))
+        fid = FID(features=features, reference="train", cache=str(tmp_path))
         fid.prepare(data)
-        assert fid.reference is not None
-        return features.key, fid.reference.sigma
+        assert fid.statistics is not None
+        return features.key, fid.statistics.sigma
 
     key, sigma = prepared()
     files = [*tmp_path.glob("*.pt"), *tmp_path.glob("*.npz")]
@@ -151,19 +151,20 @@ def test_a_corrupt_file_is_made_again_with_a_warning(
 def test_a_reference_is_read_where_it_is_kept(tmp_path: Path) -> None:
     """Under a key of data, split and features: the planted mean comes back for these alone."""
     data = digits(train=60, test=60)
-    FID(features=random_features(), split="train", cache=str(tmp_path)).prepare(data)
+    FID(features=random_features(), reference="train", cache=str(tmp_path)).prepare(data)
     [path] = tmp_path.glob("*.npz")
     np.savez(path, mu=np.full(16, 7.0), sigma=np.eye(16), n=60)
 
     def mean(data: Few, split: str, seed: int) -> float:
-        fid = FID(features=RandomConv(channels=[8, 4], resolution=32, seed=seed), split=split, cache=str(tmp_path))
+        fid = FID(features=RandomConv(channels=[8, 4], resolution=32, seed=seed), reference=split, cache=str(tmp_path))
         fid.prepare(data)
-        assert fid.reference is not None
-        return float(fid.reference.mu[0])
+        assert fid.statistics is not None
+        return float(fid.statistics.mu[0])
 
     assert mean(data, "train", 0) == 7.0
     others = [mean(data, "test", 0), mean(data, "train", 1), mean(digits(train=59), "train", 0)]
-    edited = Few(data.facts, {"train": TensorSet(data.load("train").levels // 2, data.load("train").labels)})
+    darker = TensorSet(data.load("train").levels // 2, data.load("train").labels)
+    edited = Few(data.facts, data.splits | {"train": darker})
     others += [mean(edited, "train", 0), mean(Few(replace(data.facts, name="x"), data.splits), "train", 0)]
     assert 7.0 not in others
 
@@ -171,7 +172,7 @@ def test_a_reference_is_read_where_it_is_kept(tmp_path: Path) -> None:
 def test_a_cache_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Refused, match=r"file can not be written.*cache=FOLDER"):
-        FID(features=random_features(), split="train", cache=str(tmp_path / "file")).prepare(digits(train=9))
+        FID(features=random_features(), reference="train", cache=str(tmp_path / "file")).prepare(digits(train=9))
 
 
 def test_identity_looks_at_few_images_evenly() -> None:

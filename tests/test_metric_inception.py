@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from metric_data import Few, digits
-from test_metric import seen
 from test_metric_features import noise
 from torch import Tensor
 from torch_fidelity import calculate_metrics
@@ -23,10 +22,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from ddpm.errors import Refused
-from ddpm.metric import FID, FeatureBatch, Inception, InceptionScore
+from ddpm.images import from_levels
+from ddpm.metric import FID, KID, FeatureBatch, Inception, InceptionScore, PrecisionRecall, Scores
 from ddpm.metric.fid import frechet_distance
 from ddpm.metric.inception_network import URL
-from ddpm.metric.reference import moments, statistics
+from ddpm.metric.reference import statistics_of
 
 State = dict[str, Tensor]
 
@@ -62,7 +62,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.kaiming_normal_(parameter, generator=source)
     with torch.no_grad():
         (features,) = network(digits(train=8).pixels("train").expand(-1, 3, -1, -1))
-        spread = 0.5 / features.std(0).mean()
+        spread = 0.1 / features.std(0).mean()
         for name, parameter in network.named_parameters():
             if re.match(r"Mixed_7c\.branch(1x1|.*_[23][ab]|_pool)\.bn\.weight", name):
                 parameter *= spread  # the last norms; they do not shift, so that features grow by the factor
@@ -205,15 +205,15 @@ def test_the_inception_score_is_torch_fidelitys(count: int, splits: int, tmp_pat
         metric.update(FeatureBatch(torch.zeros(len(number), 1), logits[number]), number)
     scores = metric.compute()
     assert want["inception_score_mean"] > 2 or count == splits
-    assert scores["inception_score"] == pytest.approx(want["inception_score_mean"], rel=1e-9)
-    assert scores["inception_score_std"] == pytest.approx(want["inception_score_std"], rel=1e-6, abs=1e-9)
+    assert scores[metric.name] == pytest.approx(want["inception_score_mean"], rel=1e-9)
+    assert scores[f"{metric.name}_std"] == pytest.approx(want["inception_score_std"], rel=1e-6, abs=1e-9)
 
 
 def test_the_frechet_distance_is_torch_fidelitys() -> None:
     source = torch.Generator().manual_seed(0)
     a, b = (scale * torch.randn(90, 24, generator=source) for scale in (1.0, 1.5))
     theirs = fid_statistics_to_metric(*(fid_features_to_statistics(x) for x in (a, b)), verbose=False)
-    ours = frechet_distance(*(statistics(moments(x.double()), len(x)) for x in (a, b)))
+    ours = frechet_distance(*(statistics_of(x.split(40)) for x in (a, b)))
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-5)
 
 
@@ -238,24 +238,56 @@ def classes_apart(count: int) -> Few:
 
 @pytest.mark.slow
 def test_scores_are_those_of_torch_fidelitys_own_command(weights: Path, tmp_path: Path) -> None:
-    data, all_digits = classes_apart(8), digits(train=13)
-    fid = FID(features=Inception(weights=str(weights)), split="train", cache=str(tmp_path))
-    fid.prepare(data)
-    fid_value = seen(fid, data.pixels("test"), list(torch.arange(8).split(5)))["fid"]
-    score = InceptionScore(features=fid.features, splits=3)
-    ours = seen(score, all_digits.pixels("train"), list(torch.arange(13).split(9)))
-    options = {
-        "feature_extractor_weights_path": str(weights),
-        "cuda": False,
-        "cache": False,
-        "verbose": False,
-        "batch_size": 8,
+    """Ours of digits of all classes against zeros, in other batches than theirs."""
+    data, samples = classes_apart(8), digits(train=13)
+    options: dict[str, Any] = {
+        "features": Inception(weights=str(weights)),
+        "cache": str(tmp_path),
+        "reference": "train",
     }
-    theirs = calculate_metrics(
-        input1=Pixels(data.pixels("test")), input2=Pixels(data.pixels("train")), fid=True, **options
-    ) | calculate_metrics(input1=Pixels(all_digits.pixels("train")), isc=True, isc_splits=3, **options)
-    assert fid_value > 1
-    assert ours["inception_score"] > 2
-    assert fid_value == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-    assert ours["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert ours["inception_score_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-6)
+    fid = FID(**options)
+    scores = Scores(
+        [
+            fid,
+            InceptionScore(features=Inception(weights=str(weights)), splits=3),
+            KID(subsets=100, subset_size=1000, at_most=50_000, **options),
+            PrecisionRecall(neighbours=3, at_most=50_000, **options),
+        ]
+    )
+    scores.prepare(data)
+    scores.reset(13)
+    for number in torch.arange(13).split(5):
+        scores.update(from_levels(samples.load("train").levels[number], 17), number)
+    ours = scores.compute()
+    theirs = theirs_of(weights, samples.pixels("train"), data.pixels("train"))
+    distance_of_classes = fid.of_unseen(8)
+    assert distance_of_classes is not None
+    assert distance_of_classes > 1
+    assert ours["inception_score_3"] > 2
+    assert ours["fid"] == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert ours["inception_score_3"] == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
+    assert ours["inception_score_3_std"] == pytest.approx(theirs["inception_score_std"], rel=1e-3)
+    assert ours["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
+    assert ours["kid"] > 1e-3
+    assert (ours["precision"], ours["recall"]) == (theirs["precision"], theirs["recall"])
+    assert ours["precision_recall"] == theirs["f_score"]
+
+
+def theirs_of(weights: Path, samples: Tensor, real: Tensor) -> dict[str, float]:
+    """All scores by torch-fidelity, on Inception's features."""
+    return calculate_metrics(
+        input1=Pixels(samples),
+        input2=Pixels(real),
+        isc=True,
+        isc_splits=3,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=len(real),
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        cuda=False,
+        cache=False,
+        verbose=False,
+        batch_size=8,
+    )

@@ -17,24 +17,35 @@ STILL = [
     "lr_schedule=warmup",
     "optimizer.eps=0.01",
 ]  # no signs of rounding
+AWARE = ["timestep=loss_aware", "timestep.history=1", "schedule.num_steps=10"]  # soon full, and then in use
 SHORT = [text for text in SMALL if not text.startswith("trainer.accelerator")]
+
+
+def timesteps(folder):
+    """What loss_aware has learnt in a run."""
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return {key.removeprefix("timestep."): value for key, value in state.items() if key.startswith("timestep.")}
 
 
 def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(tmp_path):
     two = [*SHORT, *STILL, "trainer=ddp_cpu"]
-    verb("train", tmp_path, *two, "timestep=loss_aware", "schedule.num_steps=10")
+    verb("train", tmp_path, *two, *AWARE)
     (folder,) = (tmp_path / "runs/two").iterdir()
-    verb("train", tmp_path, *[t for t in two if "max_steps" not in t], "timestep=loss_aware", "schedule.num_steps=10",
-         f"resume={folder}", "trainer.max_steps=8")  # fmt: skip
+    longer = [text for text in two if "max_steps" not in text]
+    verb("train", tmp_path, *longer, *AWARE, f"resume={folder}", "trainer.max_steps=8")
     assert (folder / "samples/step_0000008.png").is_file()
 
-    verb("train", tmp_path, *[t for t in SMALL if "max_steps" not in t], *STILL, "timestep=loss_aware",
-         "schedule.num_steps=10", "trainer.max_steps=8", "name=one")  # fmt: skip
+    whole = [text for text in SMALL if "max_steps" not in text]
+    verb("train", tmp_path, *whole, *STILL, *AWARE, "trainer.max_steps=8", "name=one")
     (alone,) = (tmp_path / "runs/one").iterdir()
     ours, theirs = read(folder / "metrics.csv"), read(alone / "metrics.csv")
     for name in ("train/loss", "val/loss"):
         for step, value in theirs[name].items():
             assert ours[name][step] == pytest.approx(value, rel=1e-3)
+    learnt, expected = (timesteps(run) for run in (folder, alone))
+    assert torch.equal(learnt["counts"], expected["counts"])
+    assert learnt["counts"].min() > 1
+    assert torch.allclose(learnt["losses"], expected["losses"], rtol=1e-3)
 
     for devices, out in ((2, "by_two"), (1, "by_one")):
         trainer = ["trainer=ddp_cpu"] if devices == 2 else ["trainer=cpu"]

@@ -1,15 +1,18 @@
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from exact import gaussian, moments, point
 from yamls import names, node, one, schedule
 
+from ddpm.analytic import eps_power
+from ddpm.diffusion import clipped
 from ddpm.errors import Refused
 from ddpm.instantiate import make
 from ddpm.prediction import posterior_coefficients
-from ddpm.sampler import DDIM, Ancestral, Spacing
-from ddpm.sigma import Beta, BetaTilde
+from ddpm.sampler import DDIM, Ancestral, Heun, Spacing
+from ddpm.sigma import Analytic, Beta, BetaTilde
 from ddpm.types import times
 
 SPACINGS = [spacing.value for spacing in Spacing]
@@ -24,6 +27,10 @@ def ddim(n, eta, spacing="trailing", clip=False):
     return DDIM(num_steps=n, spacing=spacing, clip=clip, eta=eta)
 
 
+def heun(n, spacing="trailing", clip=False):
+    return Heun(num_steps=n, spacing=spacing, clip=clip)
+
+
 def exactly(s, x, t):
     """Mean and variance of q(x_t | x_0 = x)."""
     t = torch.tensor([t])
@@ -32,11 +39,11 @@ def exactly(s, x, t):
 
 @pytest.mark.parametrize("name", sorted(set(names("schedule")) - NO_SIGNAL))
 @pytest.mark.parametrize("n", [3, 7, 10])
-@pytest.mark.parametrize("rule", ["beta_tilde", 0.0, 0.3, 1.0])
+@pytest.mark.parametrize("rule", ["beta_tilde", "heun", 0.0, 0.3, 1.0])
 def test_on_a_point_every_step_gives_q(name, n, rule):
-    """Ancestral with beta_tilde, and DDIM of every eta, at any stride."""
+    """Ancestral with beta_tilde, DDIM of every eta, and Heun, at any stride."""
     s = schedule(name, 10)
-    sampler = ancestral(n) if rule == "beta_tilde" else ddim(n, rule)
+    sampler = {"beta_tilde": ancestral, "heun": heun}[rule](n) if isinstance(rule, str) else ddim(n, rule)
     for time, mean, var in moments(sampler, point(s, 0.4, BetaTilde()), *exactly(s, 0.4, sampler.times(10)[0])):
         m, v = exactly(s, 0.4, time)
         assert mean == pytest.approx(m, abs=1e-10)
@@ -87,6 +94,92 @@ def test_on_a_gaussian_ddim_follows_the_linear_recursion(eta):
         var = of_x**2 * var + variance
         assert got_mean == pytest.approx(mean, abs=1e-10)
         assert got_var == pytest.approx(var, abs=1e-10)
+
+
+def test_on_a_gaussian_heun_follows_the_linear_recursion():
+    """x/a moves by the mean of the slopes eps at both ends of a step in b/a, each linear in x."""
+    m, v, s = -0.2, 0.25, schedule("linear", 1000)
+    sampler, mean, var = heun(20), 0.0, 1.0
+
+    def eps_of(t):  # eps = slope (x - a m)
+        a, b2 = s.alpha_bar(torch.tensor([t])).sqrt().item(), s.noise_var(torch.tensor([t])).item()
+        return a, b2**0.5, b2**0.5 / (a * a * v + b2)
+
+    for (time, got_mean, got_var), t in zip(
+        moments(sampler, gaussian(s, m, v), 0.0, 1.0), sampler.times(1000), strict=False
+    ):
+        (a, b, slope), (a_s, b_s, slope_s) = eps_of(t), eps_of(max(time, 1))
+        a_s, b_s = (a_s, b_s) if time else (1.0, 0.0)
+        rise = b_s - a_s / a * b
+        euler = a_s / a + rise * slope  # of x - a m: the mean of the data moves with the process
+        of_x = euler if time == 0 else a_s / a + rise / 2 * (slope + slope_s * euler)
+        mean, var = a_s * m + of_x * (mean - a * m), of_x**2 * var
+        assert got_mean == pytest.approx(mean, abs=1e-10)
+        assert got_var == pytest.approx(var, abs=1e-10)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(lambda n: ddim(n, 0.0), 1), (lambda n: heun(n), 2)])
+def test_the_ode_is_solved_to_the_order_of_the_method(sampler, order):
+    """Against the exact flow on N(m, v) from the first to the last time but one, where the step is not cut short."""
+    m, v, s = 0.3, 0.25, schedule_1000()
+    errors = []
+    for n in (125, 250, 500):
+        final = [(time, mean) for time, mean, _ in moments(sampler(n), gaussian(s, m, v), 2.0, 0.0) if time >= 200]
+        end, got = final[-1]
+        assert end == 200
+        T, S = torch.tensor([1000]), torch.tensor([end])
+        (a, b2), (a_s, b2_s) = ((s.alpha_bar(t).item() ** 0.5, s.noise_var(t).item()) for t in (T, S))
+        exact = a_s * m + ((a_s**2 * v + b2_s) / (a**2 * v + b2)) ** 0.5 * (2.0 - a * m)
+        errors.append(abs(got - exact))
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert 0.8 * 2**order < coarse / fine < 1.25 * 2**order
+
+
+def test_inversion_finds_the_noise_twice_as_well_with_twice_the_steps():
+    m, v, s = 0.3, 0.25, schedule_1000()
+    a, b2 = s.alpha_bar(torch.tensor([1000])).item() ** 0.5, s.noise_var(torch.tensor([1000])).item()
+    x_T = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(9, 1)
+    x_0 = m + (v / (a * a * v + b2)) ** 0.5 * (x_T - a * m)  # the exact flow
+    errors = [(ddim(n, 0.0).invert(gaussian(s, m, v), x_0) - x_T).abs().mean().item() for n in (10, 20, 40, 80)]
+    for coarse, fine in zip(errors, errors[1:], strict=False):
+        assert coarse / fine == pytest.approx(2, rel=0.06)
+
+
+@pytest.mark.parametrize("name", sorted(set(names("schedule")) - NO_SIGNAL))
+@pytest.mark.parametrize("n", [3, 7, 10])
+def test_on_a_gaussian_ancestral_with_the_analytic_sigma_gives_q(name, n):
+    m, v, s = -0.3, 0.25, schedule(name, 10)
+    start = ancestral(n).times(10)[0]
+    a, b2 = s.alpha_bar(torch.tensor([start])).item() ** 0.5, s.noise_var(torch.tensor([start])).item()
+    noise = s.noise_var(torch.arange(11))
+    power = noise / (s.alpha_bar(torch.arange(11)) * v + noise)  # E eps_theta^2 on N(m, v)
+    sigma = Analytic(num_images=1, cache="", eps_power=power)
+    for time, mean, var in moments(ancestral(n), gaussian(s, m, v, sigma), a * m, a * a * v + b2):
+        alpha_bar = s.alpha_bar(torch.tensor([time])).item()
+        assert mean == pytest.approx(alpha_bar**0.5 * m, abs=1e-10)
+        assert time == 0 or var == pytest.approx(alpha_bar * v + 1 - alpha_bar, abs=1e-10)
+
+
+def test_the_analytic_sigma_is_estimated_from_what_the_network_says():
+    s, v = schedule("linear", 10), 0.25
+    x_0, noise = 0.5 * torch.randn(20_000, 1), torch.randn(11, 20_000, 1)
+    noise_var = s.noise_var(torch.arange(11))
+    exact = noise_var / (s.alpha_bar(torch.arange(11)) * v + noise_var)
+    assert torch.allclose(eps_power(gaussian(s, 0.0, v), x_0, lambda t: noise[t])[1:], exact[1:], atol=0.02)
+
+
+@pytest.mark.parametrize("clip", [0.5, 0.9])
+def test_dynamic_thresholding_rescales_what_is_too_large_and_nothing_else(clip):
+    x = torch.randn(4, 3, 8, 8) * torch.tensor([0.05, 1, 3, 30]).reshape(4, 1, 1, 1)
+    out = clipped(x, clip)
+    assert out.abs().max() <= 1
+    assert torch.equal(out[0], x[0])
+    for image, before in zip(out[2:], x[2:], strict=True):
+        r = np.quantile(before.abs().numpy(), clip)
+        assert np.allclose(image.numpy(), np.clip(before.numpy() / r, -1, 1), atol=1e-5)
+    d = gaussian(schedule("linear", 10), 2.0, 4.0, BetaTilde())
+    start = 3 * torch.randn(2, 64)
+    assert Ancestral(num_steps=5, spacing="trailing", clip=clip)(d, start, lambda s: start * 0).abs().max() <= 1
 
 
 @pytest.mark.parametrize(

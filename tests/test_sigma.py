@@ -1,8 +1,12 @@
+import numpy as np
+import papers
 import pytest
 import torch
-from yamls import names, one, schedule
+from yamls import names, node, one, schedule
 
 from ddpm.errors import Refused
+from ddpm.instantiate import make
+from ddpm.schedule import NoiseSchedule
 from ddpm.sigma import Beta, BetaTilde, Interpolated, LearnedRange
 
 SCHEDULES = names("schedule")
@@ -23,12 +27,22 @@ def test_fixed_sigmas_lie_between_beta_tilde_and_beta(sigma, name):
     assert (log_var[1:] <= s.beta(t, before)[1:].log() + 1e-12).all()
 
 
-@pytest.mark.parametrize("sigma", [Beta(), BetaTilde(), Interpolated(fraction=0.7)])
-def test_the_first_entry_is_the_authors(sigma):
-    """fixedlarge and fixedsmall of Ho et al.'s code both begin with beta_tilde_2."""
-    s = schedule("linear", 1000)
-    one_, zero = torch.tensor([[1]]), torch.tensor([[0]])
-    assert sigma.log_var(s, one_, zero, None).exp().item() == pytest.approx(s.beta_tilde(one_ + 1, one_).item())
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("sigma", papers.SIGMAS)
+def test_log_variances_are_the_papers_from_the_first_entry_on(sigma, name):
+    """At t = 1 fixedlarge and fixedsmall of Ho et al.'s code both have beta_tilde_2, and so has the lower end of
+    Nichol & Dhariwal's range, whose upper end is beta_1."""
+    betas = make(node("schedule", name, num_steps=50), "schedule")
+    table, s = papers.tables(betas.numpy()), NoiseSchedule(betas)
+    t, before = all_times(s)
+    v = torch.linspace(-1, 1, 3, dtype=torch.float64).expand(s.num_steps, 3)
+    got = one("sigma", sigma).log_var(s, t, before, v).expand_as(v).numpy()
+    for time, row in enumerate(got, start=1):
+        np.testing.assert_allclose(row, papers.log_variance(sigma, table, time, v[0].numpy()), rtol=1e-12, atol=1e-12)
+    if sigma != "learned":
+        assert np.exp(got[0, 0]) == pytest.approx(table["beta_tilde"][1], rel=1e-12)
+    if sigma == "learned_range":
+        assert np.exp(got[0, 2]) == pytest.approx(table["beta"][0], rel=1e-12)
 
 
 def test_learned_range_spans_from_beta_tilde_to_beta():

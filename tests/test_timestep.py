@@ -8,8 +8,8 @@ from ddpm.timestep import LossAware, Stratified
 T = 12
 
 
-def filled(seed=0):
-    timestep = LossAware(history=3, uniform=0.1, num_steps=T)
+def filled(seed=0, uniform=0.1):
+    timestep = LossAware(history=3, uniform=uniform, num_steps=T)
     losses = torch.rand(3 * T, generator=torch.Generator().manual_seed(seed)) * torch.arange(1, T + 1).repeat(3)
     timestep.update(torch.arange(1, T + 1).repeat(3), losses)
     return timestep
@@ -24,23 +24,31 @@ def test_every_yaml_gives_times_from_1_to_T():
         assert torch.allclose(weights, torch.ones_like(weights))  # loss_aware starts as the uniform
 
 
-def test_stratified_times_cover_the_unit_interval_once_a_batch():
-    position = torch.arange(T)
-    index, shift = Stratified().spread(position, T)
+@pytest.mark.parametrize("u", [0.0, 0.37, 0.999])
+@pytest.mark.parametrize("batch_size", [1, 7, T, 128])
+def test_stratified_times_cover_the_unit_interval_once_a_batch(u, batch_size):
+    """Each of N strata has exactly one u, and all of them come from one number."""
+    index, shift = Stratified().spread(torch.arange(batch_size), batch_size)
     assert index.unique().tolist() == [0]
-    t, _ = Stratified().times((0.37 + shift) % 1, T)
-    assert sorted(t.tolist()) == list(range(1, T + 1))
+    t, weights = Stratified().times((u + shift + 1e-9) % 1, 1000 * batch_size)
+    assert sorted(((t - 1) // 1000).tolist()) == list(range(batch_size))
+    assert weights.unique().tolist() == [1]
 
 
-def test_loss_aware_weights_are_unbiased():
-    timestep = filled()
-    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
-    t, weights = timestep.times(u, T)
-    loss = t.double() ** 2
-    assert (weights * loss).mean().item() == pytest.approx(
-        (torch.arange(1, T + 1).double() ** 2).mean().item(), rel=1e-3
-    )
-    assert not torch.allclose(weights, torch.ones_like(weights))
+@pytest.mark.parametrize("uniform", [0.001, 0.1, 1.0])
+def test_loss_aware_weights_are_unbiased(uniform):
+    """t has the share (c_{t-1}, c_t) of the unit interval, whose width times the weight is 1/T: the weighted
+    expectation of whatever the losses are is their mean over uniform t, exactly."""
+    timestep = filled(uniform=uniform)
+    ends = timestep.probabilities().cumsum(0)
+    starts = torch.cat((torch.zeros(1, dtype=torch.float64), ends[:-1]))
+    assert torch.allclose(ends[-1], torch.ones((), dtype=torch.float64), rtol=1e-14)
+    one = torch.ones_like(ends)
+    (first, weights), (last, same) = (timestep.times(u, T) for u in (starts, torch.nextafter(ends, 0 * one)))
+    assert first.tolist() == last.tolist() == list(range(1, T + 1))
+    assert torch.equal(weights, same)
+    assert torch.allclose((ends - starts) * weights, one / T, rtol=1e-12)
+    assert uniform == 1 or weights.max() > 1.5 * weights.min()
 
 
 def test_loss_aware_probabilities_are_the_papers():

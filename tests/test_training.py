@@ -10,7 +10,7 @@ from processes import SMALL
 from ddpm.callbacks.run_log import read
 from ddpm.errors import Refused
 from ddpm.runs import locked
-from ddpm.training import settings, train
+from ddpm.training import refuse_change, settings, train
 
 OFF = ["logger=[]", "metric=[fid_random]", "optimized_metric=fid_random"]
 
@@ -98,6 +98,16 @@ def test_measuring_does_not_change_the_run(tmp_path, monkeypatch):
         assert same(weights(seldom)[key], weights(measured)[key])
 
 
+def test_scores_during_training_may_have_their_own_sampler_and_are_named_by_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cheap = ["sampler@evaluation_sampler=ddim", "evaluation_sampler.num_steps=3"]
+    history = [read(run(tmp_path / name, *extra) / "metrics.csv") for name, extra in (("own", cheap), ("one", []))]
+    (own,), (one,) = ([name for name in names if name.startswith("score/fid_random")] for names in history)
+    assert own == "score/fid_random/ddim_3"
+    assert one == "score/fid_random/ancestral_5"
+    assert history[0][own] != history[1][one]
+
+
 def test_a_label_conditions_the_model(tmp_path, monkeypatch):
     from ddpm.drawing import draw_images
 
@@ -122,6 +132,28 @@ def test_a_run_can_not_go_on_as_another_one(tmp_path, monkeypatch):
             run(folder, change)
     with pytest.raises(Refused, match="averaged weights"):
         run(folder, "~callbacks.ema")
+
+
+@pytest.mark.parametrize(("key", "other"), [("input_perturbation", 0.1), ("zero_terminal_snr", True)])
+def test_a_run_goes_on_with_the_noise_it_began_with(key, other):
+    config = composed()
+    refuse_change(config, config)
+    with pytest.raises(Refused, match=f"another {key}"):
+        refuse_change(config, config | {key: other})
+    with pytest.raises(Refused, match=key):
+        settings(config | {key: "no"})
+
+
+def test_a_run_out_of_time_keeps_its_scores_and_its_last_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    endless = [
+        "trainer.max_steps=1000000",
+        "trainer.max_time=00:00:00:02",
+        "callbacks.checkpoint.every_n_steps=1000000",
+    ]
+    content = weights(run(tmp_path / "run", *endless, "trainer.val_check_interval=1000000"))
+    assert content["global_step"] > 0
+    assert content["callbacks"]["Evaluate"]["scores"]["fid_random"] > 0
 
 
 def test_a_run_needs_no_scores(tmp_path, monkeypatch):

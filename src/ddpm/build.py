@@ -5,6 +5,7 @@ refused here, before anything runs.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,16 +17,17 @@ from lightning.pytorch.loggers import Logger
 
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData
+from ddpm.decoder import Decoder
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
 from ddpm.instantiate import check_value, make
 from ddpm.metric import DataMetric, SampleMetric
 from ddpm.module import DiffusionModule
-from ddpm.objective import Objective
+from ddpm.objective import Objective, Weighted
 from ddpm.precision import BFloat16Mixed, device_of, precision
 from ddpm.prediction import Prediction
 from ddpm.sampler import Sampler
-from ddpm.schedule import NoiseSchedule
+from ddpm.schedule import NoiseSchedule, zero_terminal_snr
 from ddpm.sigma import Sigma
 
 Config = dict[str, Any]
@@ -40,13 +42,15 @@ def build_data(cfg: Config) -> ImageData:
 def build_diffusion(cfg: Config, facts: Facts) -> GaussianDiffusion:
     """The model of a config for data of these facts, with fresh weights from the global generator."""
     with torch.device("cpu"):  # the table has numbers even where the network is on the meta device
-        schedule = NoiseSchedule(make(cfg["schedule"], "schedule"))
-    sigma: Sigma = make(cfg["sigma"], "sigma")
+        betas = make(cfg["schedule"], "schedule")
+        schedule = NoiseSchedule(zero_terminal_snr(betas) if cfg["zero_terminal_snr"] else betas)
+    sigma: Sigma = make(cfg["sigma"], "sigma", eps_power=None)
     prediction: Prediction = make(cfg["prediction"], "prediction")
+    decoder: Decoder = make(cfg["decoder"], "decoder")
     refuse_prediction(prediction, schedule)
     network = make(cfg["model"], "model", shape=facts.shape, num_classes=facts.num_classes, learned=sigma.learned)
     network = network.to(memory_format=torch.channels_last)
-    return GaussianDiffusion(network, schedule, sigma, prediction, facts.num_levels)
+    return GaussianDiffusion(network, schedule, sigma, prediction, facts.num_levels, decoder)
 
 
 def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
@@ -56,7 +60,14 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
     refuse_objective(objective, diffusion)
     if not 0 <= cfg["label_dropout"] < 1:
         raise Refused(f"label_dropout is {cfg['label_dropout']}; it must lie in [0, 1).")
+    if not 0 <= cfg["input_perturbation"] < math.inf:
+        raise Refused(f"input_perturbation is {cfg['input_perturbation']}; it must be 0 or more (the paper: 0.1).")
+    refuse_labels(cfg, facts)
     check_value(cfg["trainer"]["max_steps"], int, "trainer.max_steps")
+    if cfg["trainer"]["max_steps"] == 0:
+        raise Refused(
+            "trainer.max_steps is 0, which trains nothing; take at least 1 (-1 trains until trainer.max_time)."
+        )
     return DiffusionModule(
         diffusion,
         objective,
@@ -66,6 +77,7 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
         seed=cfg["seed"],
         batch_size=cfg["data"]["batch_size"],
         label_dropout=cfg["label_dropout"],
+        input_perturbation=cfg["input_perturbation"],
         card={"config": cfg, "facts": facts.as_dict()},
     )
 
@@ -96,18 +108,24 @@ def build_sampler(cfg: Config, diffusion: GaussianDiffusion) -> Sampler:
 def build_metrics(cfg: Config) -> dict[str, SampleMetric | DataMetric]:
     """The metrics of a config by the names of their scores."""
     chosen = {key: make(node, f"metric.{key}") for key, node in (cfg.get("metric") or {}).items()}
-    return {metric.name: metric for metric in chosen.values()}
+    names = [metric.name for metric in chosen.values()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refused(f"two metrics would both be called {twice[0]}; take one of them out of metric=[...].")
+    return dict(zip(names, chosen.values(), strict=True))
 
 
 def build_callbacks(cfg: Config, folder: Path, data: ImageData, module: DiffusionModule) -> list[Callback]:
     """The callbacks of a config, in its order; those of ours are handed what they ask for."""
+    sampler = build_sampler(cfg, module.diffusion)
+    other = cfg.get("evaluation_sampler")
     available = {
         "folder": folder,
         "data": data,
         "shape": data.facts.shape,
         "metrics": build_metrics(cfg),
         "monitor": cfg["optimized_metric"],
-        "sampler": build_sampler(cfg, module.diffusion),
+        "sampler": sampler,
+        "evaluation_sampler": build_sampler({"sampler": other}, module.diffusion) if other else sampler,
         "seed": cfg["seed"],
         "batch_size": data.batch_size,
     }
@@ -131,6 +149,15 @@ def refuse_prediction(prediction: Prediction, schedule: NoiseSchedule) -> None:
         )
 
 
+def refuse_labels(cfg: Config, facts: Facts) -> None:
+    """Grids and scores are of images of no label, which label dropout alone trains."""
+    if cfg["model"].get("class_conditional") and facts.num_classes and cfg["label_dropout"] == 0:
+        raise Refused(
+            "label_dropout is 0, so the model of no label, which grids and scores are drawn from, would never be "
+            "trained; set label_dropout=0.1, or model.class_conditional=false."
+        )
+
+
 def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None:
     """Every output of the network needs a gradient, and L_0 needs levels."""
     if diffusion.sigma.learned and not objective.trains_sigma:
@@ -144,6 +171,12 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
         )
     if objective.needs_levels and diffusion.num_levels is None:
         raise Refused("this objective bounds a discrete likelihood, but the data have no grey levels; choose simple.")
+    every = torch.arange(1, diffusion.num_steps + 1, device="cpu")
+    if isinstance(objective, Weighted) and not objective.carried(diffusion, every).float().isfinite().all():
+        raise Refused(
+            "this objective weighs the error of x_0, which this prediction hardly shows where the schedule leaves "
+            "next to nothing of x_0: that weight is infinite; choose prediction=velocity or x0, or objective=simple."
+        )
 
 
 def build_trainer(
@@ -170,7 +203,7 @@ def build_trainer(
 
 def quieten() -> None:
     """Keep what Lightning says of workers that are not needed, of PyTorch's versions and of its products."""
-    for text in ("does not have many workers", "LeafSpec", "infer the batch indices"):
+    for text in ("does not have many workers", "LeafSpec", "infer the batch indices", "predict returned None"):
         warnings.filterwarnings("ignore", f".*{text}.*")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -19,7 +19,12 @@ from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
 from ddpm.instantiate import Node
 
-MODEL_GROUPS = ("model", "schedule", "sigma", "prediction")
+MODEL_GROUPS = ("model", "schedule", "sigma", "prediction", "decoder")
+SINCE = {  # choices that older files do not name, as they were then
+    "decoder": {"_target_": "ddpm.decoder.Exact"},
+    "input_perturbation": 0.0,
+    "zero_terminal_snr": False,
+}
 WEIGHTS = {"ema": "state_dict", "raw": "current_model_state"}
 
 
@@ -68,6 +73,7 @@ def read(file: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or not {"ddpm", "state_dict", "global_step"} <= content.keys():
         raise Refused(f"{file} is not a checkpoint of this framework; train one with train.py.")
+    content["ddpm"]["config"] = SINCE | content["ddpm"]["config"]
     return content
 
 

@@ -6,7 +6,8 @@ Light on purpose: `--help` and `--cfg job` must not wait for torch.
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm import sweep
 from ddpm.errors import Refused
 
+_told: list[Exception] = []
 EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, OSError)
 
 
@@ -34,17 +36,31 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand errors on instead of printing them
         sys.argv[1:] = quoted(sys.argv[1:])
         try:
-            app()
+            try:
+                app()
+            finally:
+                sweep.finish()
+            if _told:
+                raise _told.pop()
         except EXPECTED as error:
             if wants_traceback:
                 raise
             sys.exit(f"error: {sentence(error)}")
         except KeyboardInterrupt:
             sys.exit("interrupted; resume=auto goes on from the last checkpoint.")
-        finally:
-            sweep.finish()
 
     return run
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In a single run an expected error goes past Hydra, which would print its overrides before it."""
+    try:
+        yield
+    except EXPECTED as error:
+        if in_sweep():
+            raise
+        _told.append(error)
 
 
 def quoted(arguments: Sequence[str]) -> list[str]:
@@ -76,8 +92,13 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 
 def overrides() -> list[str]:
     """What this job changes of the defaults, apart from what only says where and how long it runs."""
-    unnamed = ("name=", "resume=", "runs=")
-    return [text for text in HydraConfig.get().overrides.task if not text.startswith(unnamed)]
+    return without_place(HydraConfig.get().overrides.task)
+
+
+def without_place(texts: Sequence[str]) -> list[str]:
+    """The overrides that do not only say where a job reads and writes."""
+    unnamed = ("name=", "resume=", "runs=", "checkpoint=", "results=")
+    return [text for text in texts if not text.startswith(unnamed)]
 
 
 def in_sweep() -> bool:

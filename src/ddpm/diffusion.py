@@ -6,11 +6,13 @@ p_theta(x_s | x_t)  Eq. 1: the posterior with the network's x_0, and sigma as it
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddpm.gaussian import Gaussian
+from ddpm.decoder import Decoder, Exact
+from ddpm.gaussian import Gaussian, wide
 from ddpm.prediction import Prediction, posterior_coefficients
 from ddpm.schedule import NoiseSchedule
 from ddpm.sigma import Sigma
@@ -28,12 +30,17 @@ class Output:
         """The same, with no gradient to the mean: L_hybrid's bound (Nichol & Dhariwal 2021, Sec. 3.1)."""
         return replace(self, mean=self.mean.detach())
 
+    def wide(self) -> "Output":
+        """The same in float64."""
+        return Output(wide(self.mean), None if self.v is None else wide(self.v))
+
 
 class GaussianDiffusion(nn.Module):
     """A network as a model of images.
 
     network     (x_t (b, *shape), time (b,)) to (b, *shape), or twice the channels where sigma is learned
     num_levels  grey levels of the data, for the decoder of L_0; None where the data are not discrete
+    decoder     how L_0 counts the mass of a level; None: as it is
     """
 
     def __init__(
@@ -43,10 +50,12 @@ class GaussianDiffusion(nn.Module):
         sigma: Sigma,
         prediction: Prediction,
         num_levels: int | None,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
         self.network, self.schedule = network, schedule
-        self.sigma, self.prediction, self.num_levels = sigma, prediction, num_levels
+        self.sigma, self.prediction = sigma, prediction
+        self.num_levels, self.decoder = num_levels, decoder or Exact()
 
     @property
     def num_steps(self) -> int:
@@ -67,10 +76,9 @@ class GaussianDiffusion(nn.Module):
         """A network trained with a learned sigma has its second output also under a fixed one."""
         return output.shape[1] == 2 * x_t.shape[1]
 
-    def x_0(self, output: Output, x_t: Images, t: Times, clip: bool) -> Images:
-        """The network's estimate of x_0, clipped to [-1, 1] if asked."""
-        x_0 = self.prediction.x_0(self.schedule, output.mean, x_t, t)
-        return x_0.clamp(-1, 1) if clip else x_0
+    def x_0(self, output: Output, x_t: Images, t: Times, clip: bool | float) -> Images:
+        """The network's estimate of x_0, `clipped` as asked."""
+        return clipped(self.prediction.x_0(self.schedule, output.mean, x_t, t), clip)
 
     def q(self, x_s: Images, t: Times, s: Times) -> Gaussian:
         """q(x_t | x_s), Eq. 2 and 4."""
@@ -83,19 +91,36 @@ class GaussianDiffusion(nn.Module):
         mean = of_x_0.to(x_0) * x_0 + of_x_t.to(x_t) * x_t
         return Gaussian(mean, self.schedule.log_beta_tilde(t, s).to(x_t))
 
-    def p(self, output: Output, x_t: Images, t: Times, s: Times, clip: bool) -> Gaussian:
+    def p(self, output: Output, x_t: Images, t: Times, s: Times, clip: bool | float) -> Gaussian:
         """p_theta(x_s | x_t), Eq. 1."""
         mean = self.posterior(self.x_0(output, x_t, t, clip), x_t, t, s).mean
         return Gaussian(mean, self.sigma.log_var(self.schedule, t, s, output.v).to(x_t))
 
     def with_sigma(self, sigma: Sigma) -> "GaussianDiffusion":
         """The same model with another sigma: a choice of sampling where it is fixed."""
-        return GaussianDiffusion(self.network, self.schedule, sigma, self.prediction, self.num_levels)
+        return self._with(sigma=sigma)
+
+    def with_decoder(self, decoder: Decoder) -> "GaussianDiffusion":
+        """The same model with another decoder: a choice of how the bound is measured."""
+        return self._with(decoder=decoder)
 
     def given(self, label: Tensor, guidance: float = 1.0) -> "GaussianDiffusion":
         """The model of images of a label (b,), with classifier-free guidance if it is not 1."""
-        network = Conditioned(self.network, label, guidance)
-        return GaussianDiffusion(network, self.schedule, self.sigma, self.prediction, self.num_levels)
+        return self._with(network=Conditioned(self.network, label, guidance))
+
+    def _with(self, **changes: Any) -> "GaussianDiffusion":
+        parts = ("network", "schedule", "sigma", "prediction", "num_levels", "decoder")
+        return GaussianDiffusion(**({name: getattr(self, name) for name in parts} | changes))
+
+
+def clipped(x_0: Images, clip: bool | float) -> Images:
+    """x_0 as it is (False), clipped to [-1, 1] (True), or thresholded dynamically: clipped to [-r, r] and
+    divided by r, the given quantile of an image's |x_0| where that exceeds 1 (Saharia et al. 2022, Sec. 2.3)."""
+    if isinstance(clip, bool):
+        return x_0.clamp(-1, 1) if clip else x_0
+    quantiles = [image.abs().float().quantile(clip) for image in x_0.flatten(1)]  # of all at once it has a limit
+    r = torch.stack(quantiles).clamp(min=1).to(x_0).reshape(-1, *(1,) * (x_0.dim() - 1))
+    return x_0.clamp(-r, r) / r
 
 
 class Conditioned(nn.Module):

@@ -1,31 +1,51 @@
-"""What `sample.py` does: images from a checkpoint into a folder."""
+"""What `sample.py` does: a mode draws from a checkpoint into a folder."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ddpm.build import Config
-from ddpm.callbacks.progress import Progress
-from ddpm.data.stream import as_loader, index_batches
+from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
+from ddpm.instantiate import make
+from ddpm.metric.cache import fingerprint
+from ddpm.mode import Mode, Studio
+from ddpm.mode.files import read_image
 from ddpm.opening import Opened, data_of, opened, quiet_trainer
-from ddpm.pictures import GRID_LIMIT, WriteImages, write_forward, write_grid, write_npz, write_trajectory
 from ddpm.report import console
+from ddpm.types import Images
 
-TYPES = {"out": str, "label": int | None, "guidance": float, "npz": bool, "trajectory": bool, "mode": str}
-FORWARD_ROWS = TRAJECTORY_ROWS = 8
+TYPES = {
+    "out": str,
+    "label": int | None,
+    "guidance": float,
+    "png": bool,
+    "npz": bool,
+    "trajectory": bool,
+    "images": int | str | list[int | str] | None,
+}
 
 
 def draw_images(config: Config) -> None:
     """Draw as the config of sample.py says, and tell where everything is."""
-    model, out = opened(config, TYPES), Path(config["out"])
-    mode = {"reverse": reverse, "forward": forward}.get(config["mode"])
-    if mode is None:
-        raise Refused(f"mode={config['mode']} is not possible; choose reverse or forward.")
+    model = opened(config, TYPES)
+    mode: Mode = make(config["mode"], "mode")
+    refuse_useless(config, mode)
+    if not config["png"] and not config["npz"]:
+        raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")
     refuse_label(config["label"], model)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in mode(config, model, out):
+    for path in mode.draw(studio(config, model)):
         console.print(str(path), soft_wrap=True)
+
+
+def refuse_useless(config: Config, mode: Mode) -> None:
+    """An option that the mode has no use for would be overlooked."""
+    for option in ("label", "images", "npz", "trajectory"):
+        is_set = config[option] is not None and config[option] is not False  # label=0 is
+        if is_set and option not in mode.uses:
+            raise Refused(f"this mode has no use for {option}={config[option]}; leave it out, or take another mode=.")
 
 
 def refuse_label(label: int | None, model: Opened) -> None:
@@ -38,33 +58,55 @@ def refuse_label(label: int | None, model: Opened) -> None:
         raise Refused(f"label={label} is not one of 0, ..., {model.loaded.facts.num_classes - 1}.")
 
 
-def reverse(config: Config, model: Opened, out: Path) -> list[Path]:
-    """Noise to images, on whatever the Trainer runs on."""
-    count = config["num_images"]
-    writer = WriteImages(out, count)
-    trainer = quiet_trainer(config, [writer, Progress()])
-    module = model.module(config["seed"], config["label"], float(config["guidance"]))
-    batches = index_batches(count, config["batch_size"], trainer.global_rank, trainer.world_size)
-    trainer.predict(module, as_loader(batches), return_predictions=False)
-    trainer.strategy.barrier("written")
-    return gathered(config, model, writer) if trainer.is_global_zero else []
+def studio(config: Config, model: Opened) -> Studio:
+    """Where a mode draws."""
+    return Studio(
+        module=model.module(config["seed"], config["label"], float(config["guidance"])),
+        real=partial(real_images, config, model),
+        num_images=config["num_images"],
+        batch_size=config["batch_size"],
+        trainer=partial(quiet_trainer, config),
+        out=Path(config["out"]),
+        png=config["png"],
+        npz=config["npz"],
+        trajectory=config["trajectory"],
+        protocol=protocol(config, model),
+    )
 
 
-def gathered(config: Config, model: Opened, writer: WriteImages) -> list[Path]:
-    """What is made of the single images once all are there."""
-    count, out = config["num_images"], writer.out
-    paths = [writer.path(0).parent, write_grid(writer.written(min(count, GRID_LIMIT)), out / "grid.png")]
-    if config["npz"]:
-        paths.append(write_npz(writer.written(count), out / "samples.npz"))
-    if config["trajectory"]:
-        indices = torch.arange(min(TRAJECTORY_ROWS, count))
-        given = model.module(config["seed"], config["label"], float(config["guidance"])).given(indices)
-        paths += write_trajectory(given, model.sampler, model.loaded.facts.shape, config["seed"], out, len(indices))
-    return paths
+def protocol(config: Config, model: Opened) -> dict[str, Any]:
+    """What image number i is a function of, beside i; and the kind of files that it is in."""
+    return {
+        "checkpoint": fingerprint(model.loaded.diffusion.network.state_dict()),
+        "sampler": dict(config["sampler"]),
+        "sigma": None if model.sampler.has_own_sigma else dict(model.sigma),
+        "seed": config["seed"],
+        "label": config["label"],
+        "guidance": float(config["guidance"]),
+        "png": config["png"],
+    }
 
 
-def forward(config: Config, model: Opened, out: Path) -> list[Path]:
-    """The noising of real images of the test split (Ho et al. 2020, Eq. 4)."""
+def real_images(config: Config, model: Opened, most: int) -> Images:
+    """The user's images, files or numbers of the test split; without any, the first so many of that:
+    (n, c, h, w) in [-1, 1]. Files alone need no data."""
+    asked = config["images"]
+    names = asked if isinstance(asked, list) else [asked]
+    if not names:
+        raise Refused("images=[] names no image; leave it out for those of the test split.")
+    if all(isinstance(name, str) for name in names):
+        return torch.cat([read_image(name, model.loaded.facts) for name in names])
     data = data_of(model.loaded, config["data"])
-    rows = torch.arange(min(config["num_images"], FORWARD_ROWS))
-    return [write_forward(model.loaded.diffusion, data.batch("test", rows).images, config["seed"], out)]
+    if asked is None:
+        return data.batch("test", range(min(most, len(data.load("test"))))).images
+    return torch.cat([real_image(data, name) for name in names])
+
+
+def real_image(data: ImageData, name: int | str) -> Images:
+    """An image of the test split by its number, or of a file: (1, c, h, w) in [-1, 1]."""
+    if isinstance(name, str):
+        return read_image(name, data.facts)
+    count = len(data.load("test"))
+    if not 0 <= name < count:
+        raise Refused(f"there is no test image {name}; their numbers are 0, ..., {count - 1}.")
+    return data.batch("test", [name]).images

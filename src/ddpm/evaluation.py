@@ -54,12 +54,12 @@ class Evaluation:
         count = self.num_images if self.of_samples.metrics else 0
         return index_batches(count, self.batch_size, rank, world_size)
 
-    def reset(self, device: torch.device) -> None:
-        """Start over, with the extractors on this device."""
+    def reset(self, device: torch.device, num_steps: int) -> None:
+        """Start over, with the extractors on this device, for a model of T = num_steps."""
         self.of_samples.reset(self.num_images)
         self.of_samples.to(device)
         for metric in self.of_data:
-            metric.reset()
+            metric.reset(num_steps)
 
     def results(self) -> dict[str, float]:
         """The scores of all ranks together; a GPU gets the extractors' memory back."""
@@ -75,7 +75,7 @@ class Evaluation:
 
     def run(self, model: SamplingModule, rank: int, world_size: int) -> dict[str, float]:
         """All of it, on the device of the model."""
-        self.reset(model.device)
+        self.reset(model.device, model.diffusion.num_steps)
         for indices in self.sample_batches(rank, world_size):
             self.see_samples(model, indices.to(model.device))
         for metric in self.of_data:
@@ -96,7 +96,7 @@ class ScoringModule(LightningModule):
         self.evaluation, self.model = evaluation, model
 
     def on_predict_start(self) -> None:
-        self.evaluation.reset(self.device)
+        self.evaluation.reset(self.device, self.model.diffusion.num_steps)
 
     def loaders(self, rank: int, world_size: int) -> list[DataLoader[Tensor]]:
         """A rank's samples, then its share of each data metric's images: batches of indices."""

@@ -2,10 +2,13 @@
 
     L_T      KL(q(x_T | x_0) || N(0, I))                               no parameters
     L_{t-1}  KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t))       t = 2, ..., T
-    L_0      -log p_theta(x_0 | x_1), discretised (Eq. 13)
+    L_0      -log p_theta(x_0 | x_1), discretised (Eq. 13, by the model's decoder)
 
 Rate is everything but L_0, distortion the error of the estimate of x_0 on the scale of the pixels
 (Sec. 4.3).
+
+Computed in float64 from what the network says, whatever its dtype: L_{t-1} compares two means that nearly
+agree, of which float32 would leave three digits.
 """
 
 import math
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from ddpm.diffusion import GaussianDiffusion, Output
 from ddpm.errors import Refused
-from ddpm.gaussian import Gaussian
+from ddpm.gaussian import Gaussian, wide
 from ddpm.types import Images, Times, times
 
 
@@ -28,9 +31,9 @@ def mean_flat(x: Images) -> Tensor:
 
 def prior(diffusion: GaussianDiffusion, x_0: Images) -> Tensor:
     """L_T of each image, bits/dim, (b,)."""
-    q = diffusion.q(x_0, times(diffusion.num_steps, x_0), times(0, x_0))
-    standard = Gaussian(torch.zeros_like(x_0), torch.zeros_like(q.log_var))
-    return mean_flat(q.kl(standard)) / math.log(2)
+    q = diffusion.q(wide(x_0), times(diffusion.num_steps, x_0), times(0, x_0))
+    standard = Gaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))
+    return (mean_flat(q.kl(standard)) / math.log(2)).to(x_0)
 
 
 def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, clip: bool) -> Tensor:
@@ -40,10 +43,11 @@ def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images,
     """
     if diffusion.num_levels is None:
         raise Refused("the bound needs data with discrete grey levels; choose objective=simple.")
-    p = diffusion.p(output, x_t, t, t - 1, clip)
-    kl = mean_flat(diffusion.posterior(x_0, x_t, t, t - 1).kl(p))
-    decoder = -mean_flat(p.discretized_log_prob(x_0, diffusion.num_levels))
-    return torch.where(t.flatten() == 1, decoder, kl) / math.log(2)
+    p = diffusion.p(output.wide(), wide(x_t), t, t - 1, clip)
+    posterior = diffusion.posterior(wide(x_0), wide(x_t), t, t - 1)
+    kl = mean_flat(posterior.kl(p.where(t > 1, posterior)))  # 0 at t = 1, and so is its gradient
+    decoder = -mean_flat(diffusion.decoder.log_prob(p, wide(x_0), diffusion.num_levels))
+    return (torch.where(t.flatten() == 1, decoder, kl) / math.log(2)).to(x_0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,6 @@ def at_time(
     """L_{t-1} in bits/dim, and the mean squared errors of x_0 and of eps, at one time: (b,) each."""
     x_t = diffusion.q(x_0, t, t * 0).sample(eps)
     output = diffusion(x_t, t)
-    estimate = diffusion.x_0(output, x_t, t, clip)
-    eps_error = (x_0 - estimate) * diffusion.schedule.snr(t).sqrt().to(x_0)
-    kl = term(diffusion, output, x_0, x_t, t, clip)
-    return kl, mean_flat((x_0 - estimate).square()), mean_flat(eps_error.square())
+    squared = (wide(x_0) - diffusion.x_0(output.wide(), wide(x_t), t, clip)).square()
+    eps_squared = diffusion.schedule.snr(t).to(squared) * squared
+    return term(diffusion, output, x_0, x_t, t, clip), mean_flat(squared).to(x_0), mean_flat(eps_squared).to(x_0)

@@ -3,13 +3,14 @@
 import os
 import secrets
 import sys
-from contextlib import suppress
 from netrc import netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
+
+from ddpm.runs import is_follower
 
 
 def wandb(*, project: str, folder: Path) -> WandbLogger:
@@ -23,7 +24,7 @@ def wandb(*, project: str, folder: Path) -> WandbLogger:
         project=project,
         name=folder.name,
         save_dir=folder,
-        id=_run_id(folder),
+        id=None if is_follower() else _run_id(folder),
         offline=_offline(),
         group=folder.parent.name,
         settings=_settings(),
@@ -39,8 +40,7 @@ def finish_loggers() -> None:
 def _run_id(folder: Path) -> str:
     file = folder / "wandb_id"
     if not file.is_file():
-        with suppress(FileExistsError), file.open("x") as new:  # of ranks that start together one writes
-            new.write(secrets.token_hex(4) + "\n")
+        file.write_text(secrets.token_hex(4) + "\n")
     return file.read_text().strip()
 
 

@@ -2,43 +2,53 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from ddpm import rate_distortion, sweep
 from ddpm.build import Config, build_metrics
 from ddpm.callbacks.progress import Progress
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
+from ddpm.metric import DataMetric
+from ddpm.metric.cache import fingerprint
 from ddpm.opening import Opened, data_of, opened, quiet_trainer
 from ddpm.report import console, score_table
 
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "numpy")
 
 
-def measure(config: Config) -> float | None:
-    """Measure as the config of evaluate.py says; print a table, keep a row, return one score."""
-    model = opened(config, {"optimized_metric": str | None})
+def measure(config: Config, overrides: Sequence[str]) -> float | None:
+    """Measure as the config of evaluate.py says; print a table, keep a row with what was asked, return one score."""
+    model = opened(config, {"optimized_metric": str | None, "results": str | None})
     metrics = build_metrics(config)
     asked = config["optimized_metric"] or next(iter(metrics), None)
     if asked is None or asked not in metrics:
         raise Refused(f"optimized_metric={asked} is not measured; choose one of metric=[...].")
-    data = data_of(model.loaded, config["data"])
+    data, results = data_of(model.loaded, config["data"]), results_of(config, model)
     evaluation = Evaluation(metrics, data, config["num_images"], config["batch_size"])
-    scores, is_first = scored(config, model, evaluation)
+    scores, is_first = scored(config, model, evaluation, results.parent / "terms")
     if is_first:
-        path = keep(model.loaded.path.parent, row(config, model, evaluation, scores))
+        keep(results, {"overrides": list(overrides)} | row(config, model, evaluation, scores))
+        sweep.note(results, scores)
+        for metric in evaluation.of_data:
+            for path in rate_distortion.write(metric.details(), metric.place):
+                console.print(f"{metric.name}: {path}", soft_wrap=True)
         console.print(score_table(scores))
-        console.print(f"results: {path}", soft_wrap=True)
+        console.print(f"results: {results}", soft_wrap=True)
     return scores[asked]
 
 
-def scored(config: Config, model: Opened, evaluation: Evaluation) -> tuple[dict[str, float], bool]:
-    """The scores, and whether this is rank 0."""
+def scored(config: Config, model: Opened, evaluation: Evaluation, terms: Path) -> tuple[dict[str, float], bool]:
+    """The scores, and whether this is rank 0. The terms of bounds are kept in a folder."""
     trainer = quiet_trainer(config, [Progress()])
     evaluation.prepare(trainer.strategy.root_device)
+    for metric in evaluation.of_data:
+        metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model)}")
     module = ScoringModule(evaluation, model.module(config["seed"]))
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     trainer.predict(module, loaders, return_predictions=False)
@@ -55,6 +65,7 @@ def row(config: Config, model: Opened, evaluation: Evaluation, scores: dict[str,
         "sampler": sampler,
         "sampler_times": len(model.sampler.times(model.loaded.diffusion.num_steps)) - 1,
         "sigma": None if model.sampler.has_own_sigma else dict(model.sigma),
+        "decoder": dict(model.decoder),
         "images": config["num_images"],
         "seed": config["seed"],
         "data": model.loaded.facts.as_dict() | {"class_names": len(model.loaded.facts.class_names)},
@@ -64,16 +75,37 @@ def row(config: Config, model: Opened, evaluation: Evaluation, scores: dict[str,
     return {"protocol": protocol, "scores": scores, "versions": versions, "commit": commit()}
 
 
-def keep(folder: Path, new: dict[str, Any]) -> Path:
-    """Put the row into results.jsonl, in place of one of the same protocol; jobs that meet wait."""
-    path = folder / "results.jsonl"
-    with FileLock(folder / ".results.lock"):
-        lines = path.read_text().splitlines() if path.is_file() else []
+def results_of(config: Config, model: Opened) -> Path:
+    """The file for the rows. Raises Refused, before anything is measured, if it can not be written."""
+    path = Path(config["results"] or model.loaded.path.with_name("results.jsonl"))
+    try:
+        with lock(path), path.open("a"):
+            return path
+    except OSError as error:
+        raise Refused(f"{path} can not be written ({error.strerror}); set results=FILE.") from error
+
+
+def identity_of(metric: DataMetric, model: Opened) -> str:
+    """Tells one measurement from another: a hash of the weights and of all else that a bound depends on."""
+    diffusion, config = model.loaded.diffusion, model.loaded.config
+    tensors = diffusion.network.state_dict() | {"schedule": diffusion.schedule.log_alpha_bar}
+    parts = [config["model"], config["prediction"], dict(model.sigma), dict(model.decoder)]
+    return fingerprint(tensors, *parts, metric.protocol())
+
+
+def lock(path: Path) -> FileLock:
+    """Held while the rows are read and written."""
+    return FileLock(path.with_name(f".{path.stem}.lock"))
+
+
+def keep(path: Path, new: dict[str, Any]) -> None:
+    """Put the row into the file, in place of one of the same protocol; jobs that meet wait."""
+    with lock(path):
+        lines = path.read_text().splitlines()
         others = [line for line in lines if json.loads(line)["protocol"] != json.loads(json.dumps(new["protocol"]))]
         part = path.with_name(path.name + ".part")
         part.write_text("\n".join([*others, json.dumps(new)]) + "\n")
         part.replace(path)
-    return path
 
 
 def commit() -> str | None:

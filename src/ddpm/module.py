@@ -33,6 +33,7 @@ class DiffusionModule(LightningModule):
     optimizer      parameters to an optimiser
     batch_size     of the global batch: ranks x accumulation x micro-batch
     label_dropout  the share of labels replaced by the null one, for classifier-free guidance
+    input_perturbation  gamma: the network is shown eps + gamma xi, xi ~ N(0, I) (Ning et al. 2023)
     card           what a checkpoint tells of itself: the resolved config and the facts of the data
     """
 
@@ -47,12 +48,14 @@ class DiffusionModule(LightningModule):
         seed: int,
         batch_size: int,
         label_dropout: float,
+        input_perturbation: float,
         card: dict[str, Any],
     ) -> None:
         super().__init__()
         self.diffusion, self.objective, self.timestep = diffusion, objective, timestep
         self.make_optimizer, self.lr_factor, self.card = optimizer, lr_factor, card
         self.seed, self.batch_size, self.label_dropout = seed, batch_size, label_dropout
+        self.input_perturbation = input_perturbation
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.val_loss = MeanMetric()
 
@@ -64,7 +67,8 @@ class DiffusionModule(LightningModule):
         step, position = batch.number // self.batch_size, batch.number % self.batch_size
         t, weights = self.draw_times(step, position)
         eps = normal(self.seed, Stream.TRAIN_EPS, position, step, batch.images.shape[1:])
-        losses = self.losses(batch, self.kept_labels(batch.labels, step, position), t, eps)
+        extra = self.extra_noise(step, position, eps)
+        losses = self.losses(batch, self.kept_labels(batch.labels, step, position), t, eps, extra)
         loss = (weights.to(losses) * losses).mean()
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log_training(loss.detach(), losses.detach(), t)
@@ -84,11 +88,17 @@ class DiffusionModule(LightningModule):
         null = getattr(self.diffusion.network, "null_label", None)
         return labels if null is None else labels.masked_fill(dropped, null)
 
-    def losses(self, batch: Batch, labels: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def extra_noise(self, step: Tensor, position: Tensor, eps: Tensor) -> Tensor | None:
+        """gamma xi, of the shape of eps, if there is any: the input perturbation."""
+        if self.input_perturbation == 0:
+            return None
+        return self.input_perturbation * normal(self.seed, Stream.PERTURBATION, position, step, eps.shape[1:])
+
+    def losses(self, batch: Batch, labels: Tensor, t: Tensor, eps: Tensor, extra: Tensor | None = None) -> Tensor:
         """The objective (b,) of images under their labels, where the network takes them."""
         conditional = getattr(self.diffusion.network, "null_label", None) is not None
         diffusion = self.diffusion.given(self.known(labels)) if conditional else self.diffusion
-        return self.objective(diffusion, batch.images, times(t, batch.images), eps)
+        return self.objective(diffusion, batch.images, times(t, batch.images), eps, extra)
 
     def known(self, labels: Tensor) -> Tensor:
         """The labels, with the null one where an image has none."""
@@ -96,12 +106,13 @@ class DiffusionModule(LightningModule):
         return labels.masked_fill(labels < 0, null)
 
     def log_training(self, loss: Tensor, losses: Tensor, t: Tensor) -> None:
-        """The loss, and its mean over each quarter of {1, ..., T} (nan where this batch has none there)."""
-        several = self.trainer.world_size > 1
-        self.log("train/loss", loss, sync_dist=several)
+        """The loss, and its mean over each quarter of {1, ..., T} (nan where no rank's batch has one there)."""
+        self.log("train/loss", loss, sync_dist=self.trainer.world_size > 1)
         quarter = (t - 1) * 4 // self.diffusion.num_steps
-        for k in range(4):
-            self.log(f"train/loss_quarter_{k + 1}", losses[quarter == k].mean(), sync_dist=several)
+        mine = [losses.new_zeros(4).index_add(0, quarter, x) for x in (losses, torch.ones_like(losses))]
+        sums, counts = torch.as_tensor(self.all_gather(torch.stack(mine))).reshape(-1, 2, 4).sum(0)
+        for k, mean in enumerate(sums / counts):
+            self.log(f"train/loss_quarter_{k + 1}", mean)
 
     def show_losses(self, position: Tensor, t: Tensor, losses: Tensor, is_last: bool) -> None:
         """Once a global batch is through, show its losses, in its own order, to the timesteps.

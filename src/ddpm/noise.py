@@ -34,6 +34,7 @@ class Stream(IntEnum):
     ORDER = 8
     DROPOUT = 9
     INIT = 10
+    PERTURBATION = 11
 
 
 def philox(counter: Sequence[Word], key: tuple[int, int]) -> list[Word]:
@@ -52,7 +53,9 @@ def _words(seed: int, stream: Stream, image: Tensor, step: int | Tensor, count: 
     """`count` words for each image: int64 in [0, 2^32), shape (b, count)."""
     image = image.long().reshape(-1, 1)
     block = torch.arange(-(-count // 4), device=image.device).expand(len(image), -1)
-    step = torch.as_tensor(step, device=image.device).long().reshape(-1, 1).expand_as(block)
+    if isinstance(step, int):
+        step = torch.full_like(image, step)
+    step = step.to(image.device).long().reshape(-1, 1).expand_as(block)
     high = int(stream) + (image >> 32) * 256
     words = philox((block, (image & _WORD).expand_as(block), step, high.expand_as(block)), key(seed))
     return torch.stack(words, dim=-1).flatten(1)[:, :count]

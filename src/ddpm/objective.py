@@ -4,6 +4,10 @@ L_simple  ||eps - eps_theta||^2, mean over dimensions        Ho et al. (2020), E
 L_vlb     L_{t-1} in bits/dim                                Eq. 5
 L_hybrid  L_simple + lambda L_vlb                            Nichol & Dhariwal (2021), Eq. 16
 min-SNR   min(SNR, gamma) ||x_0 - x_0_hat||^2                Hang et al. (2023), Sec. 3.4
+P2        SNR / (k + SNR)^gamma ||x_0 - x_0_hat||^2          Choi et al. (2022)
+truncated max(SNR, floor) ||x_0 - x_0_hat||^2                Salimans & Ho (2022), Sec. 4
+
+The weight of the error of eps itself is SNR. Where SNR_T = 0, of these weights only the truncated one is not 0.
 """
 
 from abc import ABC, abstractmethod
@@ -25,10 +29,18 @@ class Objective(ABC):
     only_for_learned: ClassVar[bool] = False  # is it pointless for a fixed sigma?
     needs_levels: ClassVar[bool]  # does it contain L_0, which wants discrete data?
 
-    def __call__(self, diffusion: GaussianDiffusion, x_0: Images, t: Times, eps: Images) -> Tensor:
-        """One network call at x_t ~ q(x_t | x_0)."""
-        x_t = diffusion.q(x_0, t, t * 0).sample(eps)
-        return self.loss(diffusion, diffusion(x_t, t), x_0, x_t, t, eps)
+    def __call__(
+        self, diffusion: GaussianDiffusion, x_0: Images, t: Times, eps: Images, extra: Images | None = None
+    ) -> Tensor:
+        """One network call at x_t ~ q(x_t | x_0).
+
+        With extra = gamma xi the network sees the x_t of eps + gamma xi, and the network alone: target and
+        bound stay those of eps (input perturbation, Ning et al. 2023).
+        """
+        q = diffusion.q(x_0, t, t * 0)
+        x_t = q.sample(eps)
+        seen = x_t if extra is None else q.sample(eps + extra)
+        return self.loss(diffusion, diffusion(seen, t), x_0, x_t, t, eps)
 
     @abstractmethod
     def loss(
@@ -46,8 +58,11 @@ class Weighted(Objective):
     def loss(
         self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
     ) -> Tensor:
-        carried = self.weight(diffusion.schedule, t) / diffusion.prediction.squared_slope(diffusion.schedule, t)
-        return carried.flatten().to(x_0) * target_error(diffusion, output, x_0, t, eps)
+        return self.carried(diffusion, t).flatten().to(x_0) * target_error(diffusion, output, x_0, t, eps)
+
+    def carried(self, diffusion: GaussianDiffusion, t: Times) -> Factors:
+        """The weight of the squared error of the output that stands for this weight of that of x_0."""
+        return self.weight(diffusion.schedule, t) / diffusion.prediction.squared_slope(diffusion.schedule, t)
 
     @abstractmethod
     def weight(self, schedule: NoiseSchedule, t: Times) -> Factors:
@@ -76,6 +91,31 @@ class MinSNR(Weighted):
 
     def weight(self, schedule: NoiseSchedule, t: Times) -> Factors:
         return schedule.snr(t).clamp(max=self.gamma)
+
+
+class P2(Weighted):
+    """1/(k + SNR)^gamma on the error of eps, which is SNR/(k + SNR)^gamma on that of x_0."""
+
+    def __init__(self, *, k: float, gamma: float) -> None:
+        if k <= 0 or gamma < 0:
+            raise Refused(f"objective.k={k} must be positive and objective.gamma={gamma} at least 0 (the paper: 1, 1).")
+        self.k, self.gamma = k, gamma
+
+    def weight(self, schedule: NoiseSchedule, t: Times) -> Factors:
+        snr = schedule.snr(t)
+        return snr / (self.k + snr) ** self.gamma
+
+
+class TruncatedSNR(Weighted):
+    """max(SNR, floor) on the error of x_0: with floor 1, the larger of the errors of x_0 and eps."""
+
+    def __init__(self, *, floor: float) -> None:
+        if floor < 0:
+            raise Refused(f"objective.floor is {floor}; it must be at least 0 (Salimans & Ho take 1).")
+        self.floor = floor
+
+    def weight(self, schedule: NoiseSchedule, t: Times) -> Factors:
+        return schedule.snr(t).clamp(min=self.floor)
 
 
 class Bound(Objective):

@@ -6,13 +6,17 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from ddpm.analytic import estimated
 from ddpm.build import Config, build_data, build_sampler, build_trainer
 from ddpm.checkpoint import Loaded, load, refuse_foreign
 from ddpm.data.image_data import ImageData
+from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import check_value, make
+from ddpm.instantiate import check, check_value, make, target_of
+from ddpm.precision import device_of
 from ddpm.sampler import Sampler
 from ddpm.sampling import SamplingModule
+from ddpm.sigma import Analytic
 
 COMMON_TYPES = {"checkpoint": str, "num_images": int, "batch_size": int, "weights": str, "seed": int}
 
@@ -24,6 +28,7 @@ class Opened:
     loaded: Loaded
     sampler: Sampler
     sigma: Mapping[str, Any]  # the node of the sigma that is used
+    decoder: Mapping[str, Any]  # and of the decoder
 
     def module(self, seed: int, label: int | None = None, guidance: float = 1.0) -> SamplingModule:
         return SamplingModule(
@@ -44,19 +49,33 @@ def opened(config: Config, kinds: Mapping[str, Any]) -> Opened:
         if config[key] < 1:
             raise Refused(f"{key} is {config[key]}; it must be at least 1.")
     loaded = load(config["checkpoint"], config["weights"])
-    sigma = config.get("sigma") or loaded.config["sigma"]
+    sigma, decoder = (config.get(group) or loaded.config[group] for group in ("sigma", "decoder"))
     if config.get("sigma"):
         loaded = replace(loaded, diffusion=_with_sigma(loaded, config))
-    return Opened(loaded, build_sampler(config, loaded.diffusion), sigma)
+    if config.get("decoder"):
+        loaded = replace(loaded, diffusion=loaded.diffusion.with_decoder(make(decoder, "decoder")).eval())
+    return Opened(loaded, build_sampler(config, loaded.diffusion), sigma, decoder)
 
 
-def _with_sigma(loaded: Loaded, config: Config) -> Any:
-    sigma = make(config["sigma"], "sigma")
+def _with_sigma(loaded: Loaded, config: Config) -> GaussianDiffusion:
     if make(config["sampler"], "sampler").has_own_sigma:
         raise Refused("this sampler has its own sigma; leave out sigma=, or take sampler=ancestral.")
+    sigma = make(config["sigma"], "sigma", **_measured(loaded, config))
     if sigma.learned and config["sigma"] != loaded.config["sigma"]:
         raise Refused("this model was not trained with that learned sigma; leave out sigma=, or take a fixed one.")
     return loaded.diffusion.with_sigma(sigma).eval()
+
+
+def _measured(loaded: Loaded, config: Config) -> dict[str, Any]:
+    """What a sigma that is fitted to a trained network has to know of it."""
+    node = config["sigma"]
+    if target_of(node, "sigma") is not Analytic:
+        return {}
+    check(node, Analytic, "sigma", {"eps_power"})
+    if node["num_images"] < 1:
+        raise Refused(f"sigma.num_images is {node['num_images']}; it must be at least 1.")
+    data, device = data_of(loaded, config["data"]), device_of(config["trainer"]["accelerator"])
+    return {"eps_power": estimated(loaded.diffusion, data, node["num_images"], node["cache"], device)}
 
 
 def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:

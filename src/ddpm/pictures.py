@@ -1,45 +1,56 @@
-"""What drawing leaves on the disk: single images, grids, the way from noise, the noising of real images."""
+"""What drawing leaves on the disk: single images, grids, and figures whose rows and columns say what they are."""
 
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import Image
 from torch import Tensor
 
-from ddpm.diffusion import GaussianDiffusion
-from ddpm.images import enlarged, grid, to_uint8, write_png, write_webp
-from ddpm.noise import Stream, normal
-from ddpm.sampler import Sampler
-from ddpm.sampling import noise_of
-from ddpm.types import Images, times
+from ddpm.drawn import Drawn, numbered
+from ddpm.images import enlarged, grid, to_pil, to_uint8, write_png
+from ddpm.types import Images
 
-GRID_LIMIT = 256  # images shown in a grid
+DOTS = 100  # a figure's pixels an inch
+CELL = 84  # pixels that an image of a figure has at least, so that its label fits
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers beside a figure."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[int | float]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Images in rows and columns, with what each row and column is (`$...$` is set as a formula)."""
+
+    name: str  # of its file, without the suffix
+    images: Tensor  # (rows, columns, c, h, w) in [-1, 1]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    singles: Images | None = None  # (n, c, h, w): images that are also wanted one by one
+    table: Table | None = None
 
 
 class WriteImages(BasePredictionWriter):
-    """Writes image number i as `NNNNNN.png` as soon as its batch is done, on every rank."""
+    """Writes a batch as soon as it is done, on every rank."""
 
-    def __init__(self, out: Path, num_images: int) -> None:
+    def __init__(self, drawn: Drawn) -> None:
         super().__init__(write_interval="batch")
-        self.out, self.digits = out, max(6, len(str(num_images - 1)))
-
-    def path(self, index: int) -> Path:
-        return self.out / f"{index:0{self.digits}}.png"
+        self.drawn = drawn
 
     def write_on_batch_end(
         self, trainer: Trainer, pl_module: Any, prediction: Images, batch_indices: Any, batch: Tensor, *_: Any
     ) -> None:
-        for index, picture in zip(batch.tolist(), to_uint8(prediction).cpu(), strict=True):
-            write_png(picture, self.path(index))
-
-    def written(self, count: int) -> Tensor:
-        """The first `count` images as they are on disk: uint8 (count, c, h, w)."""
-        arrays = [np.array(Image.open(self.path(index))) for index in range(count)]
-        return torch.stack([torch.from_numpy(a if a.ndim == 3 else a[..., None]).permute(2, 0, 1) for a in arrays])
+        if len(batch):
+            self.drawn.write(batch.cpu(), to_uint8(prediction).cpu())
 
 
 def write_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
@@ -48,38 +59,59 @@ def write_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     return path
 
 
-def write_npz(images: Tensor, path: Path) -> Path:
-    """uint8 images as `arr_0` (b, h, w, c), which the evaluators of others read."""
-    np.savez(path, images.permute(0, 2, 3, 1).numpy())
+def write_figure(figure: Figure, out: Path) -> list[Path]:
+    """The figure as a PNG, its table as a CSV, its single images in a folder, all of its name; where they are."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [plot(figure, out / f"{figure.name}.png")]
+    if figure.table is not None:
+        paths.append(write_table(figure.table, out / f"{figure.name}.csv"))
+    if figure.singles is not None:
+        paths.append(write_singles(figure.singles, out / figure.name))
+    return paths
+
+
+def write_singles(images: Images, folder: Path) -> Path:
+    """Images one by one, as `NNNNNN.png`."""
+    folder.mkdir(exist_ok=True)
+    for index, picture in enumerate(to_uint8(images).cpu()):
+        write_png(picture, numbered(folder, index))
+    return folder
+
+
+def write_table(table: Table, path: Path) -> Path:
+    """As a CSV with a header."""
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([table.columns, *table.rows])
     return path
 
 
-@torch.no_grad()
-def write_trajectory(
-    diffusion: GaussianDiffusion,
-    sampler: Sampler,
-    shape: tuple[int, ...],
-    seed: int,
-    out: Path,
-    count: int = 8,
-) -> list[Path]:
-    """The way of the first few images from noise: rows of stages as a picture, all steps as an animation
-    (Ho et al. 2020, Figure 6 shows the estimates; these are the x_t themselves)."""
-    indices = torch.arange(count, device=diffusion.schedule.log_alpha_bar.device)
-    noise = noise_of(seed, indices, shape)
-    x_T = noise(diffusion.num_steps)
-    steps = [to_uint8(x_T).cpu()] + [to_uint8(step.x_s).cpu() for step in sampler.trajectory(diffusion, x_T, noise)]
-    stages = torch.linspace(0, len(steps) - 1, min(11, len(steps))).round().long().tolist()
-    picture = torch.stack([steps[k] for k in stages], dim=1).flatten(0, 1)
-    frames = torch.linspace(0, len(steps) - 1, min(61, len(steps))).round().long().tolist()
-    animation = out / "trajectory.webp"
-    write_webp([enlarged(grid(steps[k], min(count, 4)), 256) for k in frames], animation)
-    return [write_grid(picture, out / "trajectory.png", columns=len(stages)), animation]
+def plot(figure: Figure, path: Path) -> Path:
+    """The images, each pixel a square of whole pixels, between the labels of their columns and rows."""
+    from matplotlib.figure import Figure as Sheet
+
+    cells = enlarged_to(to_uint8(figure.images.flatten(0, 1)).cpu(), CELL)
+    height, width, gap = *cells.shape[-2:], max(2, cells.shape[-1] // 24)
+    page = np.asarray(to_pil(grid(cells, len(figure.columns), gap)).convert("RGB"))
+    sheet = Sheet(figsize=(page.shape[1] / DOTS, page.shape[0] / DOTS), dpi=DOTS)
+    axes = sheet.add_axes((0, 0, 1, 1))
+    axes.imshow(page, interpolation="none")
+    text = 72 / DOTS * max(13.0, 0.13 * width)  # points; large images get large letters
+    axes.set_xticks(centres(len(figure.columns), width, gap), figure.columns, fontsize=text)
+    axes.set_yticks(centres(len(figure.rows), height, gap), figure.rows, fontsize=text)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False, pad=text / 2)
+    axes.spines[:].set_visible(False)
+    part = path.with_name(path.name + ".part")
+    sheet.savefig(part, format="png", bbox_inches="tight", pad_inches=0.1)
+    part.replace(path)
+    return path
 
 
-def write_forward(diffusion: GaussianDiffusion, x_0: Images, seed: int, out: Path) -> Path:
-    """Real images, one a row, noised to evenly spaced times from 0 to T with one noise each."""
-    eps = normal(seed, Stream.FORWARD, torch.arange(len(x_0)), 0, x_0.shape[1:]).to(x_0)
-    stages = torch.linspace(0, diffusion.num_steps, 11).round().long().tolist()
-    noised = [x_0 if t == 0 else diffusion.q(x_0, times(t, x_0), times(0, x_0)).sample(eps) for t in stages]
-    return write_grid(to_uint8(torch.stack(noised, dim=1).flatten(0, 1)), out / "forward.png", columns=len(stages))
+def enlarged_to(images: Tensor, least: int) -> Tensor:
+    """Images (b, c, h, w) with each pixel repeated until they are at least so wide."""
+    factor = max(1, -(-least // images.shape[-1]))
+    return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+
+def centres(count: int, size: int, gap: int) -> list[float]:
+    """The middles of so many cells of a grid, in pixels."""
+    return [gap + k * (size + gap) + (size - 1) / 2 for k in range(count)]

@@ -48,10 +48,12 @@ def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> N
 
 
 def score_table(scores: Mapping[str, float]) -> Table:
-    """The scores, one a row."""
+    """The scores, one a row; a mean with its interval of 95 %, from its standard error."""
+    errors = {name.replace("_std_error", ""): value for name, value in scores.items() if "_std_error" in name}
     table = Table("score", "value")
     for name, value in scores.items():
-        table.add_row(name, f"{value:.5g}")
+        interval = f" ± {1.96 * errors[name]:.2g} (95 %)" if name in errors else ""
+        table.add_row(name, f"{value:.5g}{interval}")
     return table
 
 

@@ -1,7 +1,8 @@
 """The variance of the reverse process: p_theta(x_s | x_t) = N(mu_theta, sigma^2 I), Ho et al. (2020), Eq. 1.
 
 beta is optimal for x_0 ~ N(0, I), beta_tilde for x_0 a single point (Sec. 3.2): they bound the variance
-of the true reverse step for data of unit variance. Learned variances are Nichol & Dhariwal (2021).
+of the true reverse step for data of unit variance. Learned variances are Nichol & Dhariwal (2021), the
+variance that is optimal for a given network is Bao et al. (2022).
 
 The first step is a choice, and bits/dim depend on it: at s = 0, where beta_tilde vanishes, its log is
 taken to be log beta_tilde_2, and for sigma = beta too, as in Ho et al.'s code ("fixedlarge").
@@ -84,6 +85,38 @@ class LearnedRange(Sigma):
         fraction = (_given(v) + 1) / 2
         large, small = schedule.beta(t, s).log(), schedule.log_beta_tilde(t, s)
         return fraction * large.to(fraction) + (1 - fraction) * small.to(fraction)
+
+
+class Analytic(Sigma):
+    """The fixed variance that is optimal for the network as it is, for any stride (Bao et al. 2022, Theorem 1):
+
+        sigma^2 = beta_tilde(t, s) + beta(t, s)^2 / (alpha(t, s) (1 - alpha_bar_t)) (1 - Gamma_t)
+
+    with Gamma_t = E |eps_theta(x_t, t)|^2 / d. The first entry, at s = 0, comes from the same formula, where
+    that is not below log beta_tilde_2.
+
+    num_images  images of the training split that Gamma is estimated with, at each t
+    cache       the folder where the estimate is kept
+    eps_power   Gamma_t for t = 0, ..., T, (T + 1,); see `ddpm.analytic`
+    """
+
+    learned = False
+
+    def __init__(self, *, num_images: int, cache: str, eps_power: Tensor | None) -> None:
+        if eps_power is None:
+            raise Refused(
+                "sigma=analytic is estimated from a trained model; to train choose sigma=beta_tilde, and give "
+                "sigma=analytic to sample.py or evaluate.py."
+            )
+        self.eps_power = eps_power.double().clamp(max=1)
+
+    def log_var(self, schedule: NoiseSchedule, t: Times, s: Times, v: Tensor | None) -> Tensor:
+        place = schedule.log_alpha_bar.device
+        self.eps_power = self.eps_power.to(place)
+        unexplained = 1 - self.eps_power[t.to(place)]
+        spread = schedule.beta(t, s).square() / (schedule.alpha(t, s) * schedule.noise_var(t))
+        variance = schedule.beta_tilde(t, s) + spread * unexplained
+        return torch.maximum(variance.log(), schedule.log_beta_tilde(t, s))
 
 
 def _given(v: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
+from pydantic import StrictBool
 
 from ddpm.build import (
     Config,
@@ -20,7 +21,7 @@ from ddpm.build import (
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
-from ddpm.checkpoint import read
+from ddpm.checkpoint import MODEL_GROUPS, read
 from ddpm.checkpoint_io import AtomicCheckpointIO
 from ddpm.errors import Refused
 from ddpm.instantiate import check_value
@@ -28,14 +29,20 @@ from ddpm.noise import Stream, scalar
 from ddpm.report import announce, training_report
 from ddpm.runs import Run
 
+PLACE_TYPES = {"name": str, "runs": str, "resume": str | None}
 ROOT_TYPES = {
     "seed": int,
-    "name": str,
-    "runs": str,
-    "resume": str | None,
     "label_dropout": float,
+    "input_perturbation": float,
+    "zero_terminal_snr": StrictBool,  # a word such as "no" would count as true
     "optimized_metric": str | None,
 }
+
+
+def check_place(config: Config) -> None:
+    """The keys that say where a run is must have possible values before there is a place to note others."""
+    for key, kind in PLACE_TYPES.items():
+        check_value(config[key], kind, key)
 
 
 def settings(config: Config) -> Config:
@@ -91,8 +98,8 @@ def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback], config: Config
 
 def refuse_change(before: Config, now: Config) -> None:
     """A run goes on as it began: what shapes the model, the data or their order may not change."""
-    shaping = ("seed", "model", "schedule", "sigma", "prediction", "objective", "timestep", "label_dropout")
-    pairs = [(key, before.get(key), now.get(key)) for key in shaping]
+    shaping = ("seed", "objective", "timestep", "label_dropout", "input_perturbation", "zero_terminal_snr")
+    pairs = [(key, before.get(key), now.get(key)) for key in (*MODEL_GROUPS, *shaping)]
     pairs += [(f"data.{key}", before["data"].get(key), now["data"].get(key)) for key in sorted(now["data"])]
     for key, old, new in pairs:
         if old != new and key not in ("data.root", "data.num_workers", "data.download"):

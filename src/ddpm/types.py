@@ -23,5 +23,7 @@ else:
 
 def times(t: int | Tensor, like: Tensor) -> Times:
     """t, one for all images of the batch `like` or one for each, as Times of shape (b, 1, ..., 1)."""
-    t = torch.as_tensor(t, device=like.device)
-    return t.expand(like.shape[0]).reshape(-1, *(1,) * (like.dim() - 1))
+    ones = (1,) * (like.dim() - 1)
+    if isinstance(t, int):
+        return torch.full((like.shape[0], *ones), t, device=like.device)
+    return t.to(like.device).expand(like.shape[0]).reshape(-1, *ones)

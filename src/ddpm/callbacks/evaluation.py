@@ -16,9 +16,10 @@ from ddpm.sampling import SamplingModule
 
 
 class Evaluate(EveryNSteps):
-    """Runs the metrics on the averaged weights, on all ranks, and logs them as score/NAME.
+    """Runs the metrics on the averaged weights, on all ranks, and logs them as score/NAME/SAMPLER_STEPS.
 
     num_images, batch_size  how many samples the sample metrics look at, and in batches of what size
+    evaluation_sampler      what draws them; its name is part of the scores'
     monitor                 the score whose best value so far is kept as `best.ckpt`; None keeps none
     """
 
@@ -31,13 +32,13 @@ class Evaluate(EveryNSteps):
         monitor: str | None,
         metrics: dict[str, SampleMetric | DataMetric],
         data: ImageData,
-        sampler: Sampler,
+        evaluation_sampler: Sampler,
         seed: int,
         folder: Path,
     ) -> None:
         super().__init__(every_n_steps=every_n_steps)
         self.evaluation = Evaluation(metrics, data, num_images, batch_size)
-        self.sampler, self.shape, self.seed = sampler, data.facts.shape, seed
+        self.sampler, self.shape, self.seed = evaluation_sampler, data.facts.shape, seed
         if monitor is not None and monitor not in metrics:
             raise Refused(
                 f"optimized_metric={monitor} is not measured; choose one of {', '.join(metrics) or 'none'}, "
@@ -61,9 +62,10 @@ class Evaluate(EveryNSteps):
                 guidance=1.0,
             )
             self.scores = self.evaluation.run(model.to(module.device), trainer.global_rank, trainer.world_size)
+        drawn_by = self.sampler.told(module.diffusion.num_steps)  # type: ignore[union-attr, arg-type]
         for name, value in self.scores.items():
             for logger in trainer.loggers:
-                logger.log_metrics({f"score/{name}": value}, step=trainer.global_step)
+                logger.log_metrics({f"score/{name}/{drawn_by}": value}, step=trainer.global_step)
         self._keep_best(trainer)
 
     def _keep_best(self, trainer: Trainer) -> None:

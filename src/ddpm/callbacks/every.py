@@ -37,8 +37,9 @@ class EveryNSteps(Callback, ABC):
         if step > self._last_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
             self._act_once(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that ended before its last step (a time limit, a signal) acts on what it has."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The stream has no epochs: this is the end. A run that ended before its last step (a time limit, a
+        signal) acts on what it has, before the last checkpoint is written."""
         if trainer.global_step > self._last_step:
             self._act_once(trainer, pl_module)
 

@@ -1,6 +1,7 @@
 """Training counted in optimizer steps: one live line in a terminal, a few plain lines in a file or a pipe."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sized
 from datetime import timedelta
 from time import monotonic
 from typing import Any
@@ -27,7 +28,7 @@ PLAIN_SECONDS = 600.0  # a plain line at the latest after this time, or after a 
 
 
 class Display(ABC):
-    """Where progress is shown: so many of `total` steps, or batches, are done."""
+    """Where progress is shown: so many of `total` steps, or images, are done."""
 
     def __init__(self, console: Console, unit: str, total: int | None, completed: int) -> None:
         self.console, self.unit, self.total = console, unit, total
@@ -112,7 +113,8 @@ class Plain(Display):
 
 
 class Progress(ProgressBar):
-    """Steps of `trainer.max_steps`, time gone and left, speed and loss; batches where a trainer predicts.
+    """Steps of `trainer.max_steps`, time gone and left, speed and loss; images where a trainer predicts, of all
+    ranks, which share them out evenly.
 
     The loss shown is the mean since it was shown last. It is summed on the device and read only then: a bar
     must not make the host wait for the device in every step, as `self.log(..., prog_bar=True)` does.
@@ -124,6 +126,7 @@ class Progress(ProgressBar):
         self._display: Display | None = None
         self._loss: Tensor | float = 0.0  # summed over
         self._count = 0  # so many batches
+        self._seen = 0  # images of this rank
 
     def enable(self) -> None:
         self._enabled = True
@@ -160,8 +163,8 @@ class Progress(ProgressBar):
             self._display.name("training")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        batches = sum(trainer.num_predict_batches)
-        self._open("sampling", "batch", None if batches == float("inf") else int(batches), 0)
+        self._seen = 0
+        self._open("images", "image", sum(len(batch) for batch in every_batch(trainer)) * trainer.world_size, 0)
 
     def on_predict_batch_end(
         self,
@@ -172,8 +175,9 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._display is not None and self._display.due(batch_idx + 1):
-            self._display.show(batch_idx + 1, "")
+        self._seen += len(batch)
+        if self._display is not None and self._display.due(self._seen * trainer.world_size):
+            self._display.show(self._seen * trainer.world_size, "")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -222,8 +226,14 @@ def _columns(unit: str) -> tuple[ProgressColumn, ...]:
     )
 
 
+def every_batch(trainer: Trainer) -> Iterator[Sized]:
+    """The batches of indices that this rank will walk over, of samples and of images of the data."""
+    for loader in trainer.predict_dataloaders or ():
+        yield from loader.dataset
+
+
 def _plural(unit: str) -> str:
-    return {"step": "steps", "batch": "batches"}[unit]
+    return f"{unit}s"
 
 
 def _clock(seconds: float) -> str:

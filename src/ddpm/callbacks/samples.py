@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from ddpm.callbacks.every import EveryNSteps, measuring
@@ -18,7 +18,8 @@ from ddpm.sampling import draw
 class SampleGrid(EveryNSteps):
     """Draws images 0, ..., num_images - 1 of the run's seed with the averaged weights.
 
-    Every rank draws its share; rank 0 writes `samples/step_*.png` and shows the grid to W&B.
+    Every rank draws its share; rank 0 writes `samples/step_*.png` and shows the grid to W&B and
+    TensorBoard.
     """
 
     def __init__(
@@ -57,3 +58,5 @@ class SampleGrid(EveryNSteps):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image("samples", [to_pil(picture)], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("samples", picture, trainer.global_step)

@@ -3,24 +3,34 @@
 from ddpm.metric.bits_per_dim import BitsPerDim
 from ddpm.metric.classifier import Classifier
 from ddpm.metric.data_metric import DataMetric
+from ddpm.metric.dinov2 import DINOv2
 from ddpm.metric.features import FeatureBatch, Features
-from ddpm.metric.fid import FID
+from ddpm.metric.fid import FID, FrechetDistance
 from ddpm.metric.inception import Inception
 from ddpm.metric.inception_score import InceptionScore
+from ddpm.metric.kept import KeptMetric
+from ddpm.metric.kid import KID
+from ddpm.metric.precision_recall import PrecisionRecall
 from ddpm.metric.random_conv import RandomConv
-from ddpm.metric.sample_metric import SampleMetric
+from ddpm.metric.sample_metric import SampleMetric, SummedMetric
 from ddpm.metric.scores import Scores
 
 __all__ = [
     "FID",
+    "KID",
     "BitsPerDim",
     "Classifier",
+    "DINOv2",
     "DataMetric",
     "FeatureBatch",
     "Features",
+    "FrechetDistance",
     "Inception",
     "InceptionScore",
+    "KeptMetric",
+    "PrecisionRecall",
     "RandomConv",
     "SampleMetric",
     "Scores",
+    "SummedMetric",
 ]

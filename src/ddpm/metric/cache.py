@@ -42,7 +42,7 @@ def cached(path: Path, *, read: Callable[[Path], T], make: Callable[[], T], writ
             except Exception as fault:  # in whatever way it fails, this is not the file that was written
                 _log.warning("%s is corrupt (%s: %s) and is made again", path, type(fault).__name__, fault)
         value = make()
-        with _writable(path):
+        with writable(path.parent):
             part = path.with_name(path.name + ".part")
             write(value, part)
             part.replace(path)
@@ -52,7 +52,7 @@ def cached(path: Path, *, read: Callable[[Path], T], make: Callable[[], T], writ
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path.with_name(path.name + ".lock"))
-    with _writable(path):
+    with writable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
@@ -62,11 +62,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
+    """Within it, files are written to the folder. Raises Refused if they can not be."""
     try:
         yield
     except OSError as error:
         raise Refused(
-            f"the cache folder {path.parent} can not be written ({error.strerror or error}): "
+            f"the cache folder {folder} can not be written ({error.strerror or error}): "
             "choose another by the metric's option cache=FOLDER"
         ) from error

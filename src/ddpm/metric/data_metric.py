@@ -1,8 +1,11 @@
 """A score of a model on the data itself."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.data.image_data import ImageData
@@ -16,16 +19,27 @@ class DataMetric(ABC):
     compute() on all ranks together.
     """
 
-    name: ClassVar[str]
     larger_is_better: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The key of the score."""
 
     @abstractmethod
     def prepare(self, data: ImageData) -> None:
         """Make ready what can be made ready. Raises Refused if it can not be."""
 
     @abstractmethod
-    def reset(self) -> None:
-        """Forget all images."""
+    def keep_at(self, place: Path) -> None:
+        """Keep what is finished in a folder, from which a measurement that was killed goes on. It must belong to
+        this model and this protocol alone."""
+
+    place: Path
+
+    @abstractmethod
+    def reset(self, num_steps: int) -> None:
+        """Forget all images; the model has T = num_steps."""
 
     @abstractmethod
     def batches(self, rank: int, world_size: int) -> list[Tensor]:
@@ -38,6 +52,10 @@ class DataMetric(ABC):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """The scores by name, the same on every rank."""
+
+    @abstractmethod
+    def details(self) -> dict[str, NDArray[np.float64]]:
+        """After `compute`: what the scores are made of, time by time."""
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:

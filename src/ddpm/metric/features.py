@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ddpm.errors import Refused
 from ddpm.metric.source import Source
 
 Extractor = TypeVar("Extractor", bound="Features")
@@ -57,7 +58,7 @@ class Features(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> FeatureBatch:
         """The features of uint8 images (b, c, h, w) in {0, ..., 255}, wherever they are."""
-        with _exact(self.device):
+        with exact(self.device):
             return self.extract(images.to(self.device))
 
     def train(self: Extractor, mode: bool = True) -> Extractor:
@@ -69,8 +70,17 @@ class Features(nn.Module, ABC):
         return {"features": self.name, "features_key": self.key}
 
 
+def refuse_channels(network: str, data: Source) -> None:
+    """A network that was trained on photographs sees grey or RGB. Raises Refused for anything else."""
+    if data.facts.shape[0] not in (1, 3):
+        raise Refused(
+            f"{network} sees grey or RGB images, not the {data.facts.shape[0]} channels of "
+            f"{data.facts.name}: choose metric=[fid_classifier] or metric=[fid_random]"
+        )
+
+
 @contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
+def exact(device: torch.device) -> Iterator[None]:
     """Float32 means float32: no gradient, autocast, TF32 or bf16, whatever the training run has chosen."""
     convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # it is there since torch 2.9
     before = torch.get_float32_matmul_precision(), convolution.fp32_precision

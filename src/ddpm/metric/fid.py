@@ -1,42 +1,63 @@
-"""Frechet inception distance (Heusel et al. 2017)."""
+"""Frechet inception distance (Heusel et al. 2017), and its like on other features."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm.errors import Refused
+from ddpm.metric.cache import cached, fingerprint
 from ddpm.metric.features import FeatureBatch, Features
-from ddpm.metric.reference import Statistics, moments, reference, statistics
-from ddpm.metric.sample_metric import SampleMetric
-from ddpm.metric.source import Source
+from ddpm.metric.real import Real, real, spoken, unseen
+from ddpm.metric.reference import Statistics, given, moments, reference_statistics, statistics, statistics_of
+from ddpm.metric.sample_metric import SummedMetric, warn
+from ddpm.metric.source import Source, evenly
+
+_PUBLISHED = 50_000  # images of which published values are
 
 
-class FID(SampleMetric):
-    """The Frechet distance between Gaussians fitted to features of samples and of a split of the data.
+class FrechetDistance(SummedMetric):
+    """The Frechet distance between Gaussians fitted to features of samples and of real images.
 
     Args:
         features: the extractor.
-        split: of the data, "train" as in most papers or "test".
-        cache: the folder where the split's statistics are kept.
+        reference: the real images: "train" as in most papers, "test" or a folder; or an .npz with their mu
+            and sigma, as pytorch-fid writes it.
+        cache: the folder where statistics are kept.
     """
 
-    kind = "fid"
+    kind = "fd"
     larger_is_better = False
 
-    def __init__(self, *, features: Features, split: str, cache: str) -> None:
+    def __init__(self, *, features: Features, reference: str, cache: str) -> None:
         super().__init__(features=features)
-        self.split, self.cache = split, cache
-        self.reference: Statistics | None = None
+        self.reference, self.cache = reference, cache
+        self.statistics: Statistics | None = None
+        self.reference_name = ""
+        self._unseen: Real | None = None
+
+    @property
+    def variant(self) -> str:
+        return spoken(self.reference)
 
     def prepare(self, data: Source) -> None:
         super().prepare(data)
-        self.reference = reference(self.features, data, self.split, self.cache)
+        if self.reference.endswith(".npz"):
+            self.statistics = given(Path(self.reference), self.features)
+            self.reference_name = f"{Path(self.reference).name}-{_fingerprint(self.statistics)}"
+        else:
+            images = real(data, self.reference)
+            self.statistics, self.reference_name = reference_statistics(self.features, images, self.cache), images.name
+        self._unseen = unseen(data, self.reference)
 
     def reset(self, num_images: int) -> None:
         if num_images < 2:
             raise Refused(f"{self.name} needs at least two images, and num_images is {num_images}")
+        if num_images != self.num_images and num_images < _PUBLISHED:
+            self._warn(num_images)
         super().reset(num_images)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -47,13 +68,43 @@ class FID(SampleMetric):
         return moments(batch.features)
 
     def score(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
-        assert self.reference is not None  # prepare comes first
-        return {self.name: frechet_distance(self.reference, statistics(totals, self.num_images))}
+        return {self.name: self._to_reference(statistics(totals, self.num_images))}
 
     def protocol(self) -> dict[str, Any]:
-        assert self.reference is not None
-        told = {"reference_split": self.split, "reference_images": self.reference.count}
+        assert self.statistics is not None
+        told = {"reference": self.reference_name, "reference_images": self.statistics.count}
         return super().protocol() | told
+
+    def of_unseen(self, count: int) -> float | None:
+        """The distance of so many real images that are not in the reference, from the cache if it has it; None
+        where there are not so many. A perfect model would score it."""
+        assert self.statistics is not None  # prepare comes first
+        if self._unseen is None or len(self._unseen) < count:
+            return None
+        key = fingerprint({}, _fingerprint(self.statistics), self._unseen.identity, self.features.key, count)
+        path = Path(self.cache) / f"unseen-{self._unseen.split}-{self.features.name}-{key}.json"
+        images, chosen = self._unseen, evenly(len(self._unseen), count)
+        return cached(
+            path,
+            read=_read,
+            make=lambda: self._to_reference(statistics_of(images.features(self.features, chosen))),
+            write=_write,
+        )
+
+    def _to_reference(self, other: Statistics) -> float:
+        assert self.statistics is not None  # prepare comes first
+        return frechet_distance(self.statistics, other)
+
+    def _warn(self, count: int) -> None:
+        floor = self.of_unseen(count)
+        perfect = "" if floor is None else f": as many real images that are not in the reference get {floor:.4g}"
+        warn("%s of %d images is not comparable with values of %d images%s", self.name, count, _PUBLISHED, perfect)
+
+
+class FID(FrechetDistance):
+    """The Frechet distance as papers mean it, on Inception's features; with another extractor its name says so."""
+
+    kind = "fid"
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
@@ -67,3 +118,15 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
     overlap = torch.linalg.eigvalsh(root @ other.sigma @ root).clamp(min=0).sqrt().sum()
     apart = (one.mu - other.mu).square().sum()
     return float(apart + one.sigma.trace() + other.sigma.trace() - 2 * overlap)
+
+
+def _fingerprint(given: Statistics) -> str:
+    return fingerprint({"mu": given.mu, "sigma": given.sigma})
+
+
+def _read(path: Path) -> float:
+    return float(json.loads(path.read_text())["distance"])
+
+
+def _write(distance: float, path: Path) -> None:
+    path.write_text(json.dumps({"distance": distance}))

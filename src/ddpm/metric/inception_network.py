@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
+from ddpm.metric.weights import checked
+
 URL: str = fidelity.URL_INCEPTION_V3
 
 
@@ -30,18 +32,7 @@ class InceptionNetwork(fidelity.FeatureExtractorInceptionV3):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The constructor calls it when the layout is known: check against that first."""
-        return super().load_state_dict(_checked(state_dict, self.state_dict()), *args, **kwargs)
-
-
-def _checked(state: Mapping[str, Tensor], layout: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that the layout names. Counts of batches, which only training reads, may be missing."""
-    for name, expected in layout.items():
-        if name not in state:
-            if name.endswith("num_batches_tracked"):
-                continue
-            raise ValueError(f"lacks {name}")
-        if state[name].shape != expected.shape:
-            raise ValueError(f"has {name} of shape {tuple(state[name].shape)}, not {tuple(expected.shape)}")
-        if not state[name].isfinite().all():
-            raise ValueError(f"has numbers in {name} that are not finite")
-    return {name: state.get(name, expected) for name, expected in layout.items()}
+        own = self.state_dict()
+        counts = {name for name in own if name.endswith("num_batches_tracked")}  # which only training reads
+        layout = {name: tensor.shape for name, tensor in own.items() if name in state_dict or name not in counts}
+        return super().load_state_dict(own | checked(state_dict, layout), *args, **kwargs)

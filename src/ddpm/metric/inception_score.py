@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ddpm.errors import Refused
 from ddpm.metric.features import FeatureBatch, Features
-from ddpm.metric.sample_metric import SampleMetric
+from ddpm.metric.sample_metric import SummedMetric
 from ddpm.metric.source import Source
 
 _SHUFFLE_SEED = 2020  # torch-fidelity's
+_USUAL = 10  # splits in most papers, which need no mention
 
 
-class InceptionScore(SampleMetric):
+class InceptionScore(SummedMetric):
     """exp E KL(p(y|x) || p(y)): mean and (biased) standard deviation over splits of the images.
 
     An image's split is a function of its index, by torch-fidelity's permutation, so that the score is a
@@ -24,7 +25,7 @@ class InceptionScore(SampleMetric):
 
     Args:
         features: an extractor with logits.
-        splits: 10 in most papers; 1 in the code of Ho et al. (2020).
+        splits: 10 in most papers; 1 in the code of Ho et al. (2020). Unless they are 10, the name ends in them.
     """
 
     kind = "inception_score"
@@ -36,6 +37,10 @@ class InceptionScore(SampleMetric):
             raise Refused(f"an inception score over {splits} splits is none: choose splits=1 or more")
         self.splits = splits
         self._split_of = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def variant(self) -> str:
+        return "" if self.splits == _USUAL else str(self.splits)
 
     def prepare(self, data: Source) -> None:
         super().prepare(data)
@@ -49,7 +54,7 @@ class InceptionScore(SampleMetric):
         if num_images < self.splits:
             raise Refused(
                 f"{self.name} can not share {num_images} images out among {self.splits} splits: "
-                f"ask for more images or set metric.{self.name}.splits={max(1, num_images)}"
+                f"ask for more images or take its splits={max(1, num_images)}"
             )
         self._split_of = split_of_image(num_images, self.splits)
         super().reset(num_images)

@@ -1,22 +1,23 @@
-"""Mean and covariance of features, and those of a data set, which are computed once and kept."""
+"""What is kept of real images' features: mean and covariance, or the features themselves. Computed once."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.errors import Refused
-from ddpm.images import to_uint8
 from ddpm.metric.cache import cached, fingerprint
 from ddpm.metric.features import Features
-from ddpm.metric.source import Source, identity
+from ddpm.metric.real import BATCH, Real
+from ddpm.metric.source import evenly
 
 _log = logging.getLogger(__name__)
-_BATCH = 250
+Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Statistics:
 
     mu: Tensor
     sigma: Tensor
-    count: int
+    count: int | None  # None where a file does not say
 
 
 def moments(features: Tensor) -> dict[str, Tensor]:
@@ -39,46 +40,113 @@ def statistics(sums: Mapping[str, Tensor], count: int) -> Statistics:
     return Statistics(mu, (sums["squares"] - count * torch.outer(mu, mu)) / (count - 1), count)
 
 
-def reference(features: Features, data: Source, split: str, cache: str) -> Statistics:
-    """The statistics of a split, unflipped, from the cache if it has them.
+def statistics_of(batches: Iterable[Tensor]) -> Statistics:
+    """Mean and covariance of float32 features (b, d) that come in batches, of two images in all or more."""
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches:
+        terms = moments(batch.double())
+        sums = {name: term + sums[name] for name, term in terms.items()} if sums else terms
+        count += len(batch)
+    return statistics(sums, count)
+
+
+def reference_statistics(features: Features, images: Real, cache: str) -> Statistics:
+    """The statistics of real images, from the cache if it has them.
 
     Its files are .npz with mu and sigma, as others write them, and the count.
 
     Raises:
-        Refused: if the split has fewer than two images, or the cache can not be written.
+        Refused: if the cache can not be written.
     """
-    if len(data.load(split)) < 2:
-        raise Refused(f"{data.facts.name} has fewer than two {split} images, and a covariance needs two")
-    key = fingerprint({}, identity(data, split), features.key)
-    path = Path(cache) / f"reference-{split}-{features.name}-{key}.npz"
-    width = features.num_features
     return cached(
-        path,
-        read=lambda kept: _read(kept, width),
-        make=lambda: _measured(features, data, split),
+        _path(features, images, cache, "reference", ".npz"),
+        read=lambda kept: _read(kept, features.num_features),
+        make=lambda: statistics_of(_all_features(features, images, cache)),
         write=_write,
     )
 
 
-def _measured(features: Features, data: Source, split: str) -> Statistics:
-    count = len(data.load(split))
-    _log.info("%s features of %d %s images, once, for the reference", features.name, count, split)
-    sums: dict[str, Tensor] = {}
-    for batch in data.batches(split, _BATCH):
-        terms = moments(features(to_uint8(batch.images)).features.cpu().double())
-        sums = {name: term + sums[name] for name, term in terms.items()} if sums else terms
-    return statistics(sums, count)
+def given(path: Path, features: Features) -> Statistics:
+    """The statistics in an .npz with mu and sigma, as pytorch-fid writes it (and we); nothing is unpickled.
+
+    Raises:
+        Refused: if it is not there, is something else, or is not of features of this width.
+    """
+    try:
+        return _read(path, features.num_features)
+    except Exception as fault:  # whatever a file that anybody may have written makes the reader raise
+        raise Refused(
+            f"{path} holds no mu and sigma of {features.num_features} {features.name} features "
+            f"({type(fault).__name__}: {fault}): choose another reference of the metric"
+        ) from fault
+
+
+def reference_features(features: Features, images: Real, at_most: int, cache: str) -> Rows:
+    """The features (n, d) of real images, at most so many and then evenly spaced: a float32 file, mapped.
+
+    Raises:
+        Refused: if the cache can not be written.
+    """
+    chosen = evenly(len(images), at_most)
+    path = _path(features, images, cache, "features", ".npy", len(chosen))
+    shape = (len(chosen), features.num_features)
+    cached(path, read=lambda kept: _rows(kept, shape), make=lambda: _extracted(features, images, chosen), write=_save)
+    return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _path(features: Features, images: Real, cache: str, what: str, suffix: str, *options: int) -> Path:
+    key = fingerprint({}, images.identity, features.key, *options)
+    return Path(cache) / f"{what}-{images.split}-{features.name}-{key}{suffix}"
+
+
+def _all_features(features: Features, images: Real, cache: str) -> Iterator[Tensor]:
+    """From the file of another metric that has kept all of them; else from the images."""
+    if _path(features, images, cache, "features", ".npy", len(images)).is_file():
+        kept = torch.from_numpy(reference_features(features, images, len(images), cache))
+        return iter(torch.split(kept, BATCH))
+    return _told(features, images, torch.arange(len(images)))
+
+
+def _told(features: Features, images: Real, chosen: Tensor) -> Iterator[Tensor]:
+    _log.info("%s features of %d %s images, once, for the reference", features.name, len(chosen), images.split)
+    return images.features(features, chosen)
+
+
+def _extracted(features: Features, images: Real, chosen: Tensor) -> Rows:
+    rows = torch.empty(len(chosen), features.num_features)
+    done = 0
+    for batch in _told(features, images, chosen):
+        rows[done : done + len(batch)] = batch
+        done += len(batch)
+    return rows.numpy()
+
+
+def _rows(path: Path, shape: tuple[int, int]) -> Rows:
+    kept: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    if kept.shape != shape or kept.dtype != np.float32:
+        raise ValueError(f"{kept.dtype} of shape {kept.shape}, not float32 of shape {shape}")
+    if not np.isfinite(kept).all():
+        raise ValueError("numbers that are not finite")
+    return kept
+
+
+def _save(made: Rows, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, made)
 
 
 def _write(made: Statistics, path: Path) -> None:
+    assert made.count is not None  # it was counted
     with path.open("wb") as file:
         np.savez(file, mu=made.mu.numpy(), sigma=made.sigma.numpy(), n=np.int64(made.count))
 
 
 def _read(path: Path, width: int) -> Statistics:
     with np.load(path, allow_pickle=False) as kept:
-        mu, sigma, count = kept["mu"], kept["sigma"], int(kept["n"])
-    if mu.shape != (width,) or sigma.shape != (width, width) or count < 2:
+        mu, sigma = kept["mu"], kept["sigma"]
+        count = int(kept["n"]) if "n" in kept else None
+    if mu.shape != (width,) or sigma.shape != (width, width) or (count is not None and count < 2):
         raise ValueError(f"mu {mu.shape} and sigma {sigma.shape} of {count} images, not {width} features")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError("numbers that are not finite")

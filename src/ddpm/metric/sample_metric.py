@@ -1,18 +1,22 @@
-"""A score of samples: float64 sums that run over the images of every rank, and a number at the end."""
+"""A score of samples, which come in batches on every rank."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed
 
 from ddpm.metric.features import FeatureBatch, Features
 from ddpm.metric.source import Source
 
+warn = rank_zero_only(logging.getLogger(__name__).warning)
+
 
 class SampleMetric(ABC):
-    """A metric that needs only sums over images: no feature is gathered, no rank works alone.
+    """A metric of the images 0 ... N - 1.
 
     prepare(data) once, when the run starts; then reset(N), update(...) with each of the images 0 ... N - 1
     once, on whichever rank, and compute() on all ranks together. It is no nn.Module, so that no
@@ -28,12 +32,21 @@ class SampleMetric(ABC):
     def __init__(self, *, features: Features) -> None:
         self.features = features
         self.num_images = 0
-        self._sums: dict[str, Tensor] = {}
 
     @property
     def name(self) -> str:
-        """The key of the score: fid_classifier; where the features are Inception's, just fid."""
-        return self.kind if self.features.name == "inception" else f"{self.kind}_{self.features.name}"
+        """The key of the (first) score: fid on Inception's features, else fid_classifier; fid_test in that variant."""
+        return self.named(self.kind)
+
+    @property
+    def variant(self) -> str:
+        """What tells this metric from the usual one of its kind; nothing for that."""
+        return ""
+
+    def named(self, kind: str) -> str:
+        """The key of a score of this kind, on these features, in this variant."""
+        features = "" if self.features.name == "inception" else self.features.name
+        return "_".join(part for part in (kind, features, self.variant) if part)
 
     def prepare(self, data: Source) -> None:
         """Make ready what can be made ready before there are samples, on the extractor's device.
@@ -50,11 +63,38 @@ class SampleMetric(ABC):
             Refused: if they are too few for the metric.
         """
         self.num_images = num_images
+
+    @abstractmethod
+    def update(self, batch: FeatureBatch, number: Tensor) -> None:
+        """Add images; `number` (b,) says which of 0 ... N - 1 they are."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The scores by name, the same on every rank.
+
+        Raises:
+            RuntimeError: if not exactly N images were added.
+        """
+
+    def protocol(self) -> dict[str, Any]:
+        """What is measured, in plain values: two scores with the same protocol can be compared."""
+        return self.features.protocol()
+
+
+class SummedMetric(SampleMetric):
+    """A metric that needs only float64 sums over images: no feature is gathered, no rank works alone."""
+
+    def __init__(self, *, features: Features) -> None:
+        super().__init__(features=features)
+        self._sums: dict[str, Tensor] = {}
+
+    def reset(self, num_images: int) -> None:
+        super().reset(num_images)
         shapes = {"count": ()} | dict(self.shapes())
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
 
     def update(self, batch: FeatureBatch, number: Tensor) -> None:
-        """Add images; `number` (b,) says which of 0 ... N - 1 they are. The sums live where the batch is."""
+        """Add images; the sums live where the batch is."""
         place = _with_float64(batch.features.device)
         logits = None if batch.logits is None else batch.logits.to(place).double()
         exact = FeatureBatch(batch.features.to(place).double(), logits)
@@ -63,20 +103,12 @@ class SampleMetric(ABC):
             self._sums[name] = self._sums[name].to(place) + term.to(place)
 
     def compute(self) -> dict[str, float]:
-        """The scores by name, the same on every rank.
-
-        Raises:
-            RuntimeError: if not exactly N images were added.
-        """
-        totals = {name: over_ranks(total).cpu() for name, total in self._sums.items()}
+        self._sums = {name: total.cpu() for name, total in self._sums.items()}  # a GPU gets their memory back
+        totals = {name: over_ranks(total) for name, total in self._sums.items()}
         count = int(totals.pop("count"))
         if count != self.num_images:
             raise RuntimeError(f"{self.name} expected {self.num_images} images and was given {count}")
         return self.score(totals)
-
-    def protocol(self) -> dict[str, Any]:
-        """What is measured, in plain values: two scores with the same protocol can be compared."""
-        return self.features.protocol()
 
     @abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -99,6 +131,11 @@ def over_ranks(total: Tensor) -> Tensor:
     shared = total.to(place, copy=True)
     distributed.all_reduce(shared)
     return shared.to(total.device)
+
+
+def is_first_rank() -> bool:
+    """Is this the one that computes what only one has to?"""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _with_float64(device: torch.device) -> torch.device:

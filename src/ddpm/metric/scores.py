@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ddpm.images import to_uint8
+from ddpm.metric.features import Features
+from ddpm.metric.kept import KeptMetric
 from ddpm.metric.sample_metric import SampleMetric
 from ddpm.metric.source import Source
 
@@ -25,11 +27,11 @@ class Scores:
         Raises:
             Refused: if one can not be prepared.
         """
-        for metric in self.metrics:
+        first: dict[str, Features] = {}
+        # Those that keep the reference's features come first: the statistics of others are made of them.
+        for metric in sorted(self.metrics, key=lambda metric: not isinstance(metric, KeptMetric)):
             metric.prepare(data)
-        first = {metric.features.key: metric.features for metric in reversed(self.metrics)}
-        for metric in self.metrics:
-            metric.features = first[metric.features.key]
+            metric.features = first.setdefault(metric.features.key, metric.features)
 
     def to(self, device: torch.device | str) -> None:
         """Move the extractors; "cpu" gives a GPU's memory back."""

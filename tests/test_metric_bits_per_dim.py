@@ -1,0 +1,120 @@
+"""The bound on images of the data: exact, subsampled, killed and gone on with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compose import composed
+
+from ddpm.build import build_data, build_diffusion, build_metrics
+from ddpm.likelihood import bound
+from ddpm.noise import Stream, normal
+from ddpm.rate_distortion import rate_and_distortion, table, write
+
+T = 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = composed("model=tiny", f"schedule.num_steps={T}", "metric=[bits_per_dim]")
+    data = build_data(config)
+    torch.manual_seed(0)
+    return config, data, build_diffusion(config, data.facts).eval()
+
+
+def metric_of(model, **changes):
+    config, data, _ = model
+    node = config["metric"]["bits_per_dim"] | {"num_images": 10, "batch_size": 4} | changes
+    (metric,) = build_metrics({"metric": {"bits_per_dim": node}}).values()
+    metric.prepare(data)
+    metric.reset(T)
+    return metric
+
+
+@torch.no_grad()
+def measured(metric, diffusion, batches=None):
+    for indices in metric.batches(0, 1) if batches is None else batches:
+        metric.update(diffusion, indices)
+    return metric.compute()
+
+
+def whole(model):
+    """All terms of the first ten test images."""
+    _, data, diffusion = model
+    indices = torch.arange(10)
+    x_0 = data.batch("test", indices).images
+    with torch.no_grad():
+        return bound(diffusion, x_0, lambda t: normal(0, Stream.BOUND, indices, t, x_0.shape[1:]))
+
+
+def test_the_score_is_the_mean_bound_and_its_details_are_the_terms(model):
+    terms, metric = whole(model), metric_of(model)
+    scores = measured(metric, model[2])
+    total = terms.total.double()
+    assert scores["bits_per_dim"] == pytest.approx(total.mean().item(), rel=1e-6)
+    assert scores["bits_per_dim_std_error"] == pytest.approx(total.std().item() / 10**0.5, rel=1e-5)
+    assert scores["rate"] + scores["distortion"] == pytest.approx(scores["bits_per_dim"], rel=1e-6)
+    details = metric.details()
+    for name, values in (("bits_per_dim", terms.kl), ("x_0_mse", terms.x_0_mse), ("eps_mse", terms.eps_mse)):
+        assert np.allclose(details[name], values.double().mean(1), rtol=1e-5)
+    rate, distortion = rate_and_distortion(details)
+    assert rate[0] == pytest.approx(terms.rate.mean().item(), rel=1e-5)
+    assert rate[-1] == pytest.approx(terms.prior.mean().item(), rel=1e-5)
+    assert distortion[0] == pytest.approx(127.5 * terms.x_0_mse[0].mean().sqrt().item(), rel=1e-5)
+
+
+def test_as_many_times_as_there_are_terms_is_the_exact_bound(model):
+    """Stratified times hit each t once: what remains is the choice of noise, which is the same."""
+    exact, all_times = (measured(metric_of(model, num_times=k), model[2]) for k in (None, T - 1))
+    for name, value in exact.items():
+        assert all_times[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_few_times_are_right_within_the_error_that_they_state(model):
+    exact = measured(metric_of(model, num_images=None, batch_size=300), model[2])
+    few = measured(metric_of(model, num_images=None, num_times=2, batch_size=300), model[2])
+    assert few["bits_per_dim"] != exact["bits_per_dim"]
+    assert abs(few["bits_per_dim"] - exact["bits_per_dim"]) < 4 * few["bits_per_dim_std_error"]
+    assert few["distortion"] == pytest.approx(exact["distortion"], rel=1e-6)
+
+
+class Counted(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.calls = network, 0
+
+    def forward(self, *arguments):
+        self.calls += 1
+        return self.network(*arguments)
+
+
+def test_a_killed_measurement_goes_on_where_it_was(model, tmp_path: Path, caplog):
+    diffusion = model[2].with_sigma(model[2].sigma)
+    diffusion.network = Counted(diffusion.network)
+    undisturbed = measured(metric_of(model), diffusion)
+    first = metric_of(model)
+    first.keep_at(tmp_path / "terms")
+    measured(first, diffusion, first.batches(0, 1)[:2])
+    (kept, damaged) = sorted((tmp_path / "terms").glob("*.npz"))
+    damaged.write_bytes(kept.read_bytes()[:200])
+    diffusion.network.calls = 0
+    second = metric_of(model)
+    second.keep_at(tmp_path / "terms")
+    assert measured(second, diffusion) == undisturbed
+    assert diffusion.network.calls == 2 * T  # the damaged batch and the one that was never begun
+    assert "is made again" in caplog.text
+
+
+def test_the_table_of_progressive_coding_has_ten_times(model, tmp_path: Path):
+    metric = metric_of(model)
+    measured(metric, model[2])
+    rows = table(metric.details())
+    assert [row[0] for row in rows] == sorted((max(1, round(T * k / 10)) for k in range(1, 11)), reverse=True)
+    assert rows[0][1] == pytest.approx(measured(metric_of(model), model[2])["rate"])
+    paths = write(metric.details(), tmp_path / "new" / "bits_per_dim-x")
+    assert [path.suffix for path in paths] == [".npz", ".csv", ".png"]
+    assert set(np.load(paths[0], allow_pickle=False)) == {"t", "count", "bits_per_dim", "x_0_mse", "eps_mse", "L_T"}
+    few = metric_of(model, num_times=1, num_images=2)
+    measured(few, model[2])
+    assert [path.suffix for path in write(few.details(), tmp_path / "few")] == [".npz"]

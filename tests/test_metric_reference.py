@@ -1,0 +1,156 @@
+"""What samples are compared with: a split, a folder or a file; and what real images would score."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from metric_data import digits
+from test_metric import kid, random_features, seen
+
+from ddpm.errors import Refused
+from ddpm.images import write_png
+from ddpm.metric import FID
+from ddpm.metric.real import real
+
+
+def fid(cache: Path, reference: str) -> FID:
+    return FID(features=random_features(), reference=reference, cache=str(cache))
+
+
+def sigma(metric: FID) -> torch.Tensor:
+    assert metric.statistics is not None
+    return metric.statistics.sigma
+
+
+def test_a_folder_of_images_is_a_reference(tmp_path: Path) -> None:
+    """The same images give the same statistics, wherever they come from; other images give another key."""
+    data = digits(train=60, test=30)
+    folder, cache = tmp_path / "some photos", tmp_path / "cache"
+    (folder / "deeper").mkdir(parents=True)
+    for i, image in enumerate(data.pixels("train")):
+        write_png(image, folder / ("deeper" if i % 2 else "") / f"{i:03d}.png")
+    of_folder, of_split = fid(cache, str(folder)), fid(cache, "train")
+    for metric in (of_folder, of_split):
+        metric.prepare(data)
+    assert torch.allclose(sigma(of_folder), sigma(of_split), rtol=1e-9, atol=1e-12)
+    assert of_folder.name == "fid_random_some_photos"
+    named = of_folder.protocol()["reference"]
+    assert named.startswith("some photos-")
+    assert str(tmp_path) not in named
+    (folder / "000.png").unlink()
+    of_folder.prepare(data)
+    assert of_folder.protocol()["reference"] != named
+    assert of_folder.protocol()["reference_images"] == 59
+    of_kid = kid(cache, reference=str(folder))
+    of_kid.prepare(data)
+    assert of_kid.of_real.shape == (59, 16)
+
+
+def test_images_of_a_folder_come_at_the_datas_size(tmp_path: Path) -> None:
+    for i in range(3):
+        write_png(torch.full((3, 20, 16), 100 + i, dtype=torch.uint8), tmp_path / f"{i}.png")
+    images = real(digits(train=2), str(tmp_path))
+    levels, _ = images.data.load("train")[[0, 2]]
+    assert levels.shape == (2, 1, 8, 8)
+    assert levels[:, 0, 0, 0].tolist() == [100, 102]
+
+
+def test_folders_and_files_without_what_is_needed_are_refused(tmp_path: Path) -> None:
+    data = digits(train=9)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Refused, match="no images in"):
+        fid(tmp_path, str(tmp_path / "empty")).prepare(data)
+    write_png(data.pixels("train")[0], tmp_path / "empty" / "0.png")
+    with pytest.raises(Refused, match="empty has fewer than two train images"):
+        fid(tmp_path, str(tmp_path / "empty")).prepare(data)
+    with pytest.raises(Refused, match=r"no reference val: choose train, test or a folder.*\.npz"):
+        fid(tmp_path, "val").prepare(data)
+
+
+def test_an_existing_npz_is_a_reference(tmp_path: Path) -> None:
+    """With mu and sigma alone, as pytorch-fid writes it; or one of ours."""
+    data = digits(train=60, test=30)
+    of_split = fid(tmp_path, "train")
+    of_split.prepare(data)
+    [ours] = tmp_path.glob("*.npz")
+    features = of_split.features(data.pixels("train")).features.double().numpy()
+    np.savez_compressed(tmp_path / "theirs.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    pixels, order = data.pixels("test"), [torch.arange(30)]
+    want = seen(of_split, pixels, order)["fid_random"]
+    for path, count in ((ours, 60), (tmp_path / "theirs.npz", None)):
+        given = fid(tmp_path, str(path))
+        given.prepare(data)
+        assert seen(given, pixels, order)[given.name] == pytest.approx(want, rel=1e-9)
+        assert given.protocol()["reference_images"] == count
+        assert given.protocol()["reference"].startswith(path.name)
+    assert given.name == "fid_random_theirs"
+
+
+FILES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: None, "FileNotFoundError"),
+    (lambda path: path.write_bytes(b"no zip"), "ValueError|UnpicklingError"),
+    (lambda path: np.savez(path, mu=np.zeros(16)), "sigma"),
+    (lambda path: np.savez(path, mu=np.zeros(9), sigma=np.eye(9)), r"\(9,\) .* not 16 features"),
+    (lambda path: np.savez(path, mu=np.zeros(16), sigma=np.full((16, 16), np.inf)), "not finite"),
+    (lambda path: np.savez(path, mu=np.array([print] * 16), sigma=np.eye(16)), "allow_pickle=False"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), FILES)
+def test_another_npz_is_refused_and_nothing_of_it_is_executed(
+    make: Callable[[Path], Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "statistics.npz"
+    make(path)
+    with pytest.raises(Refused, match=rf"statistics.npz holds no mu and sigma of 16 random features .*({words})"):
+        fid(tmp_path, str(path)).prepare(digits(train=9))
+
+
+@pytest.mark.parametrize(("reference", "other"), [("train", "test"), ("test", "train")])
+def test_few_images_give_a_warning_with_what_real_ones_get(
+    reference: str, other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those are not of the reference; it is said once, and computed once."""
+    data = digits(train=60, test=40)
+    metric = fid(tmp_path, reference)
+    metric.prepare(data)
+    shown = data.pixels(other)[torch.arange(30) * len(data.load(other)) // 30]
+    want = seen(metric, shown, [torch.arange(30)])[metric.name]
+    metric.reset(30)
+    assert [f"{want:.4g}" in record.getMessage() for record in caplog.records] == [True]
+    assert metric.of_unseen(30) == pytest.approx(want, rel=1e-9)
+    [kept] = tmp_path.glob("unseen-*.json")
+    kept.write_text('{"distance": 7.5}')
+    caplog.clear()
+    again = fid(tmp_path, reference)
+    again.prepare(data)
+    again.reset(30)
+    assert "get 7.5" in caplog.text
+    kept.write_text("{")
+    assert again.of_unseen(30) == pytest.approx(want, rel=1e-9)
+    assert "is corrupt" in caplog.text
+
+
+def test_without_so_many_real_images_the_warning_names_no_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metric = fid(tmp_path, "train")
+    metric.prepare(digits(train=60, test=29))
+    metric.reset(30)
+    assert "fid_random of 30 images is not comparable" in caplog.text
+    assert "get" not in caplog.text
+    caplog.clear()
+    metric.reset(50_000)
+    assert not caplog.records
+
+
+def test_a_test_split_that_is_the_training_split_is_not_held_out(tmp_path: Path) -> None:
+    data = digits(train=60)
+    same = replace(data, splits={"train": data.load("train"), "test": data.load("train")})
+    metric = fid(tmp_path, "train")
+    metric.prepare(same)
+    assert metric.of_unseen(30) is None
