@@ -17,7 +17,7 @@ from ddpm.instantiate import make
 from ddpm.likelihood import at_time, bound, prior, term
 from ddpm.prediction import posterior_coefficients
 from ddpm.schedule import NoiseSchedule
-from ddpm.sigma import Beta, BetaTilde, Learned, LearnedRange, Sigma
+from ddpm.sigma import Analytic, Beta, BetaTilde, Learned, LearnedRange, Sigma
 from ddpm.types import times
 
 
@@ -88,6 +88,18 @@ def test_with_the_exact_variance_the_bound_is_the_cross_entropy(name, T, predict
         return  # refused when built
     for m, v in GAUSSIANS:
         d, table = exact_model(name, T, m, v, Exact(v), prediction)
+        assert expected_bound(d, m, v) == pytest.approx(cross_entropy(table, m, v), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "T"), [setting for setting in SETTINGS if setting[0] != "jsd"])
+def test_the_analytic_variance_of_the_exact_network_is_the_exact_one(name, T):
+    for m, v in GAUSSIANS:
+        if v > 1:
+            continue  # wider than images in [-1, 1] can be
+        d, table = exact_model(name, T, m, v, Exact(v), "epsilon")
+        t = torch.arange(T + 1)
+        power = d.schedule.noise_var(t) / (d.schedule.alpha_bar(t) * v + d.schedule.noise_var(t))
+        d = d.with_sigma(Analytic(num_images=1, batch_size=1, cache="", eps_power=power))
         assert expected_bound(d, m, v) == pytest.approx(cross_entropy(table, m, v), abs=1e-6)
 
 
@@ -175,7 +187,8 @@ def check_every_term(d, table, prediction, sigma, clip):
         row = slice(t - 1, t)
         estimated = papers.estimate(prediction, table, t, x_t[row], output[row], clip)
         log_var = papers.log_variance(sigma, table, t, v[row])
-        expected += papers.term(table, t, x, estimated, log_var, 17).tolist()
+        meant = papers.estimate(prediction, table, t, x_t[row], output[row], clip and prediction != "mean")
+        expected += papers.term(table, t, x, meant, log_var, 17).tolist()
         error += papers.flat_mean((x - estimated) ** 2).tolist()
     np.testing.assert_allclose(kl, expected, rtol=1e-5)
     np.testing.assert_allclose(x_0_mse, error, rtol=1e-5)

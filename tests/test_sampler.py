@@ -153,11 +153,22 @@ def test_on_a_gaussian_ancestral_with_the_analytic_sigma_gives_q(name, n):
     a, b2 = s.alpha_bar(torch.tensor([start])).item() ** 0.5, s.noise_var(torch.tensor([start])).item()
     noise = s.noise_var(torch.arange(11))
     power = noise / (s.alpha_bar(torch.arange(11)) * v + noise)  # E eps_theta^2 on N(m, v)
-    sigma = Analytic(num_images=1, cache="", eps_power=power)
+    sigma = Analytic(num_images=1, batch_size=1, cache="", eps_power=power)
     for time, mean, var in moments(ancestral(n), gaussian(s, m, v, sigma), a * m, a * a * v + b2):
         alpha_bar = s.alpha_bar(torch.tensor([time])).item()
         assert mean == pytest.approx(alpha_bar**0.5 * m, abs=1e-10)
         assert time == 0 or var == pytest.approx(alpha_bar * v + 1 - alpha_bar, abs=1e-10)
+
+
+def test_the_analytic_sigma_lies_between_the_bounds_whatever_the_noise_of_its_estimate():
+    s = schedule_1000()
+    power = torch.rand(1001, generator=torch.Generator().manual_seed(0)) * 1.5
+    sigma = Analytic(num_images=1, batch_size=1, cache="", eps_power=power)
+    for stride in (1, 50, 500):
+        t = torch.arange(stride, 1001, stride)
+        variance, (of_x_0, _) = sigma.log_var(s, t, t - stride, None).exp(), posterior_coefficients(s, t, t - stride)
+        assert (variance <= (s.beta_tilde(t, t - stride) + of_x_0**2) * (1 + 1e-9)).all()
+        assert (variance >= s.log_beta_tilde(t, t - stride).exp() * (1 - 1e-9)).all()
 
 
 def test_the_analytic_sigma_is_estimated_from_what_the_network_says():
@@ -184,15 +195,37 @@ def test_dynamic_thresholding_rescales_what_is_too_large_and_nothing_else(clip):
 
 @pytest.mark.parametrize(
     ("sampler", "sigma", "var"),
-    [  # known values for x_0 ~ N(0, 1), linear, T = 1000, 20 steps
+    [  # known values for x_0 ~ N(0, 1), linear, T = 1000
         (ancestral(20), Beta(), 0.971),
         (ancestral(20), BetaTilde(), 0.711),
         (ddim(20, 0.0), Beta(), 0.830),
+        (ancestral(None), Beta(), 0.9999),
+        (ancestral(None), BetaTilde(), 0.9911),
+        (ddim(None, 0.0), Beta(), 0.9963),
     ],
 )
-def test_known_variances_of_few_steps(sampler, sigma, var):
-    *_, (_, _, got) = moments(sampler, gaussian(schedule_1000(), 0.0, 1.0, sigma), 0.0, 1.0)
-    assert got == pytest.approx(var, abs=1e-3)
+def test_known_variances_of_unit_noise(sampler, sigma, var):
+    *before, (_, _, got) = moments(sampler, gaussian(schedule_1000(), 0.0, 1.0, sigma), 0.0, 1.0)
+    assert got == pytest.approx(var, abs=1e-3 if sampler.num_steps else 6e-5)
+    if sampler.num_steps and isinstance(sigma, Beta) and not sampler.has_own_sigma:
+        assert [round(v, 3) for time, _, v in before if time == 50] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sigma", "var"),
+    [  # and for one point, at s = 50, where .02898 is right
+        (ancestral(20), Beta(), 0.0897),
+        (ancestral(20), BetaTilde(), 0.02898),
+        (ddim(20, 0.0), Beta(), 0.02898),
+        (ddim(20, 0.5), Beta(), 0.02898),
+        (ddim(20, 1.0), Beta(), 0.02898),
+    ],
+)
+def test_known_variances_on_the_way_to_a_point(sampler, sigma, var):
+    s = schedule_1000()
+    start = exactly(s, 0.0, 1000)
+    (got,) = (v for time, _, v in moments(sampler, point(s, 0.0, sigma), *start) if time == 50)
+    assert got == pytest.approx(var, abs=6e-5 if var > 0.05 else 6e-6)
 
 
 def schedule_1000():

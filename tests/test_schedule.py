@@ -13,7 +13,7 @@ from ddpm.errors import Refused
 from ddpm.instantiate import make
 from ddpm.likelihood import bound
 from ddpm.prediction import Epsilon, posterior_coefficients
-from ddpm.sampler import DDIM, Ancestral
+from ddpm.sampler import DDIM, Ancestral, Heun
 from ddpm.schedule import NoiseSchedule, linear, zero_terminal_snr
 from ddpm.sigma import BetaTilde
 from ddpm.types import times
@@ -81,7 +81,7 @@ def test_the_model_reads_the_papers_tables_in_float32_after_any_cast(name, cast)
             assert table.dtype == torch.float32
             # a difference of log-variances is 5e-7, and squares double it; beta_tilde_1 = 0 has a stand-in; the
             # last 1/sqrt(alpha_bar) may be infinite
-            kept = slice(1 if key == "beta_tilde" else 0, 999 if key == "inverse_root" else 1000)
+            kept = slice(1 if key == "beta_tilde" else 0, None if np.isfinite(expected[key][-1]) else -1)
             np.testing.assert_allclose(table.flatten().cpu()[kept], expected[key][kept], rtol=1e-6, err_msg=key)
 
 
@@ -216,7 +216,7 @@ def test_from_zero_terminal_snr_samplers_start_at_q_itself(name, prediction, n):
     s = NoiseSchedule(zero_terminal_snr(make(node("schedule", name, num_steps=10), "schedule")))
     d = point(s, 0.4, BetaTilde(), one("prediction", prediction))
     ways = {"num_steps": n, "spacing": "trailing", "clip": False}
-    for sampler in (Ancestral(**ways), DDIM(**ways, eta=0.0), DDIM(**ways, eta=1.0)):
+    for sampler in (Ancestral(**ways), DDIM(**ways, eta=0.0), DDIM(**ways, eta=1.0), Heun(**ways)):
         for time, mean, var in moments(sampler, d, 0.0, 1.0):
             assert mean == pytest.approx(0.4 * s.alpha_bar(t_of(time)).sqrt().item(), abs=1e-10)
             assert var == pytest.approx(s.noise_var(t_of(time)).item(), abs=1e-10)

@@ -1,5 +1,7 @@
 """diffusers' schedulers solve our process."""
 
+import math
+
 import pytest
 import torch
 from exact import gaussian
@@ -53,6 +55,24 @@ def test_solvers_approach_the_exact_flow(name):
     few, many = ((drawn(adapted(name, n))[0] - flow(drawn(adapted(name, n))[1])).abs().mean() for n in (10, 40))
     assert many < 0.05
     assert many < few
+
+
+def test_dpm_solver_is_lu_et_als_algorithm_2():
+    """x_s = b_s/b_t x_t - a_s (exp(-h) - 1) D with h = lambda_s - lambda_t, D = x_0 + (x_0 - x_0') h/(2 h'), the
+    first and the last step without x_0' (the last, to s = 0, is the estimate of x_0 itself)."""
+    s, sampler = schedule_1000(), adapted("DPMSolverMultistepScheduler", 20)
+    x, visited, last = drawn(sampler)[1].double(), sampler.times(1000), None
+    for t, s_ in zip(visited, visited[1:], strict=False):
+        a, b = (f(torch.tensor([t])).sqrt().item() for f in (s.alpha_bar, s.noise_var))
+        x_0 = M + a * V / (a * a * V + b * b) * (x - a * M)
+        if s_ == 0:
+            x = x_0
+            break
+        a_s, b_s = (f(torch.tensor([s_])).sqrt().item() for f in (s.alpha_bar, s.noise_var))
+        h = math.log(a_s / b_s) - math.log(a / b)
+        slope = x_0 if last is None else x_0 + (x_0 - last[0]) * h / (2 * last[1])
+        x, last = b_s / b * x - a_s * math.expm1(-h) * slope, (x_0, h)
+    assert torch.allclose(drawn(sampler)[0].double(), x, atol=5e-4)
 
 
 @pytest.mark.parametrize(("name", "ours"), [("DDIMScheduler", ddim(20, 0.0)), ("HeunDiscreteScheduler", heun(20))])

@@ -156,6 +156,14 @@ def test_a_run_out_of_time_keeps_its_scores_and_its_last_step(tmp_path, monkeypa
     assert content["callbacks"]["Evaluate"]["scores"]["fid_random"] > 0
 
 
+def test_a_run_that_ends_before_it_logs_anything_ends_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    silent = ["trainer.log_every_n_steps=50", "trainer.val_check_interval=50", "optimized_metric=null"]
+    folder = run(tmp_path / "run", *silent, "~callbacks.evaluation", "~callbacks.throughput")
+    assert weights(folder)["global_step"] == 6
+    assert not (folder / "loss.png").exists()
+
+
 def test_a_run_needs_no_scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "run", "optimized_metric=null", "~callbacks.evaluation")

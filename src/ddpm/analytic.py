@@ -32,7 +32,7 @@ def eps_power(diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], 
     if not diffusion.schedule.log_alpha_bar.isfinite().all():
         raise Refused("sigma=analytic can not be estimated where alpha_bar_T = 0; take sigma=beta_tilde or beta.")
     powers = [torch.ones((), dtype=torch.float64, device=x_0.device)]
-    for t in track(range(1, diffusion.num_steps + 1), "estimating sigma", transient=True):
+    for t in range(1, diffusion.num_steps + 1):
         at = times(t, x_0)
         x_t = diffusion.q(x_0, at, at * 0).sample(noise(t))
         _, eps = estimates(diffusion, x_t, at, clip=False)
@@ -41,7 +41,12 @@ def eps_power(diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], 
 
 
 def estimated(
-    diffusion: GaussianDiffusion, data: ImageData, num_images: int, cache: str, device: torch.device | str
+    diffusion: GaussianDiffusion,
+    data: ImageData,
+    num_images: int,
+    batch_size: int,
+    cache: str,
+    device: torch.device | str,
 ) -> Tensor:
     """Gamma of a model on images of its training split, computed on a device or read from the cache.
 
@@ -51,15 +56,22 @@ def estimated(
     path = Path(cache) / f"eps-power-{identity(data, 'train')}-{weights}.npy"
 
     def make() -> Tensor:
-        indices = evenly(len(data.load("train")), num_images)
-        x_0, numbers = data.batch("train", indices).images.to(device), indices.to(device)
-        moved = diffusion.to(device)
-        return eps_power(moved, x_0, lambda t: normal(0, Stream.BOUND, numbers, t, x_0.shape[1:]))
+        chosen, moved = evenly(len(data.load("train")), num_images), diffusion.to(device)
+        total = torch.zeros(diffusion.num_steps + 1, dtype=torch.float64)
+        for indices in track(torch.split(chosen, batch_size), "estimating sigma", transient=True):
+            total += len(indices) * of_batch(moved, data, indices, device)
+        return total / len(chosen)
 
     try:
         return cached(path, read=lambda kept: _read(kept, diffusion.num_steps), make=make, write=_write)
     finally:
         diffusion.to("cpu")
+
+
+def of_batch(diffusion: GaussianDiffusion, data: ImageData, indices: Tensor, device: torch.device | str) -> Tensor:
+    """Gamma on these images of the training split, each with its own noise."""
+    x_0, numbers = data.batch("train", indices).images.to(device), indices.to(device)
+    return eps_power(diffusion, x_0, lambda t: normal(0, Stream.BOUND, numbers, t, x_0.shape[1:]))
 
 
 def _write(power: Tensor, path: Path) -> None:

@@ -92,8 +92,9 @@ class GaussianDiffusion(nn.Module):
         return Gaussian(mean, self.schedule.log_beta_tilde(t, s).to(x_t))
 
     def p(self, output: Output, x_t: Images, t: Times, s: Times, clip: bool | float) -> Gaussian:
-        """p_theta(x_s | x_t), Eq. 1."""
-        mean = self.posterior(self.x_0(output, x_t, t, clip), x_t, t, s).mean
+        """p_theta(x_s | x_t), Eq. 1: of the `clipped` estimate of x_0, or of the mean that the network says."""
+        x_0 = self.x_0(output, x_t, t, clip and not self.prediction.is_mean)
+        mean = self.posterior(x_0, x_t, t, s).mean
         return Gaussian(mean, self.sigma.log_var(self.schedule, t, s, output.v).to(x_t))
 
     def with_sigma(self, sigma: Sigma) -> "GaussianDiffusion":

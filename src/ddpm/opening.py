@@ -72,10 +72,12 @@ def _measured(loaded: Loaded, config: Config) -> dict[str, Any]:
     if target_of(node, "sigma") is not Analytic:
         return {}
     check(node, Analytic, "sigma", {"eps_power"})
-    if node["num_images"] < 1:
-        raise Refused(f"sigma.num_images is {node['num_images']}; it must be at least 1.")
+    for key in ("num_images", "batch_size"):
+        if node[key] < 1:
+            raise Refused(f"sigma.{key} is {node[key]}; it must be at least 1.")
     data, device = data_of(loaded, config["data"]), device_of(config["trainer"]["accelerator"])
-    return {"eps_power": estimated(loaded.diffusion, data, node["num_images"], node["cache"], device)}
+    counts = node["num_images"], node["batch_size"]
+    return {"eps_power": estimated(loaded.diffusion, data, *counts, node["cache"], device)}
 
 
 def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:

@@ -19,6 +19,7 @@ class Prediction(ABC):
     """The network's target, and x_0 back from the network's output."""
 
     needs_signal: ClassVar[bool] = False  # is x_0 lost where alpha_bar_t = 0?
+    is_mean: ClassVar[bool] = False  # is the output the mean of p itself, whatever the estimate of x_0 is clipped to?
 
     @abstractmethod
     def target(self, schedule: NoiseSchedule, x_0: Images, eps: Images, t: Times) -> Images:
@@ -64,7 +65,10 @@ class Data(Prediction):
 
 
 class Mean(Prediction):
-    """mu_tilde, the mean of the posterior of one step."""
+    """mu_tilde, the mean of the posterior of one step. As in Ho et al.'s code p has it as its mean, and what
+    clipping touches is the estimate of x_0 alone."""
+
+    is_mean = True
 
     def target(self, schedule: NoiseSchedule, x_0: Images, eps: Images, t: Times) -> Images:
         x_t = schedule.alpha_bar(t).sqrt().to(x_0) * x_0 + schedule.noise_var(t).sqrt().to(x_0) * eps

@@ -34,7 +34,8 @@ def announce(config: Mapping[str, Any], trainer: Trainer, module: DiffusionModul
 def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> None:
     """Where the checkpoint, the grid, the loss curve and the metrics are, and the scores."""
     curve = folder / "loss.png"
-    plot_loss(read(log.path), curve)
+    if log.path.exists():  # a run may end before it has anything to log
+        plot_loss(read(log.path), curve)
     grids = sorted((folder / "samples").glob("step_*.png"))
     rows = {
         "checkpoint": folder / "checkpoints" / "last.ckpt",

@@ -106,8 +106,9 @@ class Diffusers(Sampler):
         asked = [float(t) for t in scheduler.timesteps]
         if any(t != round(t) or t < 0 for t in asked):
             raise Refused(
-                f"{self.kind.__name__} asks for times between those of the model; take sampler.spacing=trailing, "
-                "leave out its sigma options, or take another scheduler."
+                f"with these options {self.kind.__name__} asks for times between those of the model; take "
+                "sampler.spacing=trailing, no sigma options, and a scheduler such as DPMSolverMultistepScheduler, "
+                "UniPCMultistepScheduler, DEISMultistepScheduler, PNDMScheduler or HeunDiscreteScheduler."
             )
         return [*(round(t) + 1 for t in asked), 0]
 

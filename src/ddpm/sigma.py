@@ -92,17 +92,19 @@ class Analytic(Sigma):
 
         sigma^2 = beta_tilde(t, s) + beta(t, s)^2 / (alpha(t, s) (1 - alpha_bar_t)) (1 - Gamma_t)
 
-    with Gamma_t = E |eps_theta(x_t, t)|^2 / d. The first entry, at s = 0, comes from the same formula, where
-    that is not below log beta_tilde_2.
+    with Gamma_t = E |eps_theta(x_t, t)|^2 / d. Images in [-1, 1] have a variance of at most 1 whatever is known of
+    them, which bounds the second part (their Theorem 2) where the estimate of Gamma is noisy. The first entry,
+    at s = 0, comes from the same formula, where that is not below log beta_tilde_2.
 
     num_images  images of the training split that Gamma is estimated with, at each t
+    batch_size  images a network call
     cache       the folder where the estimate is kept
     eps_power   Gamma_t for t = 0, ..., T, (T + 1,); see `ddpm.analytic`
     """
 
     learned = False
 
-    def __init__(self, *, num_images: int, cache: str, eps_power: Tensor | None) -> None:
+    def __init__(self, *, num_images: int, batch_size: int, cache: str, eps_power: Tensor | None) -> None:
         if eps_power is None:
             raise Refused(
                 "sigma=analytic is estimated from a trained model; to train choose sigma=beta_tilde, and give "
@@ -115,7 +117,8 @@ class Analytic(Sigma):
         self.eps_power = self.eps_power.to(place)
         unexplained = 1 - self.eps_power[t.to(place)]
         spread = schedule.beta(t, s).square() / (schedule.alpha(t, s) * schedule.noise_var(t))
-        variance = schedule.beta_tilde(t, s) + spread * unexplained
+        most = schedule.alpha_bar(s) * (schedule.beta(t, s) / schedule.noise_var(t)).square()
+        variance = schedule.beta_tilde(t, s) + torch.minimum(spread * unexplained, most)
         return torch.maximum(variance.log(), schedule.log_beta_tilde(t, s))
 
 

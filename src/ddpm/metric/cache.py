@@ -69,5 +69,5 @@ def writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise Refused(
             f"the cache folder {folder} can not be written ({error.strerror or error}): "
-            "choose another by the metric's option cache=FOLDER"
+            "choose another by the option cache=FOLDER of the metric or the sigma"
         ) from error
