@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm.cli import alone, plain, verb
+from ddpm.cli import alone, in_sweep, overrides, plain, verb
 
 
 @verb
@@ -14,7 +14,10 @@ def main(cfg: DictConfig) -> None:
         config = plain(cfg)
 
         from ddpm.drawing import draw_images
+        from ddpm.runs import label
 
+        if in_sweep():  # a folder holds one drawing
+            config["out"] = f"{config['out']}/{label(overrides())}"
         draw_images(config)
 
 

@@ -43,14 +43,19 @@ def run_in_folder(config: dict[str, Any]) -> float | None:
 
 def attempt(config: dict[str, Any], run: "Run") -> float | None:
     """Train, and leave in the run's folder how it ended."""
-    from ddpm.errors import Refused
+    from ddpm.errors import Diverged, Refused
+    from ddpm.runs import status
     from ddpm.training import settings, train
 
+    before = status(run.folder) if run.last_checkpoint.exists() else {}
     run.note(state="running", overrides=overrides(), reason=None)
     try:
         scores = train(settings(config), run, in_sweep())
+    except Diverged as end:
+        run.note(state="failed", reason=str(end))
+        raise
     except Refused as refusal:
-        run.note(state="refused", reason=str(refusal))
+        run.note(**(before or {"state": "refused", "reason": str(refusal)}))  # a run that was there stays what it was
         if in_sweep():
             print(f"refused: {refusal}")
         raise

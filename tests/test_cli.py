@@ -80,18 +80,22 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     assert (cwd / "noised/forward.png").is_file()
 
 
-@pytest.mark.parametrize("png", ["true", pytest.param("false", marks=pytest.mark.slow)])
-def test_a_killed_drawing_makes_what_is_missing_and_the_same_bytes(trained, png):
+@pytest.mark.parametrize(
+    ("png", "by"),
+    [("true", signal.SIGTERM), pytest.param("false", signal.SIGKILL, marks=pytest.mark.slow)],
+)
+def test_a_killed_drawing_makes_what_is_missing_and_the_same_bytes(trained, png, by):
     cwd, run, _ = trained
     killed, whole = cwd / f"killed_{png}", cwd / f"whole_{png}"
-    asked = [f"checkpoint={run}", "trainer=cpu", "num_images=11", "batch_size=2", "sampler.num_steps=100"]
+    asked = [f"checkpoint={run}", "trainer=cpu", "num_images=11", "batch_size=2", "sampler.num_steps=60"]
     asked += [f"png={png}", "npz=true"]
     process = start("sample", cwd, *asked, f"out={killed.name}")
     while len(list(killed.rglob("0000*"))) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(by)
     process.communicate()
+    assert process.returncode == -by
     assert not (killed / "samples.npz").exists()
     before = {path: path.stat().st_mtime_ns for path in killed.glob("0000*.png")}
     told = verb("sample", cwd, *asked, f"out={killed.name}")
@@ -134,6 +138,27 @@ def test_resuming_goes_on_and_a_second_run_takes_the_next_number(trained):
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
     assert "step_0000009.png" in told
     assert max(read(folder / "metrics.csv")["train/loss"]) == 7  # rows count from 0, every second step
+    assert "name: try" in (folder / "config.yaml").read_text()
+    before = json.loads((folder / "status.json").read_text())
+    told = verb(
+        "train", cwd, *small, "logger=[]", "name=try", f"resume={folder}", "trainer.max_steps=9", "seed=1", ok=False
+    )
+    assert "another seed" in told
+    assert json.loads((folder / "status.json").read_text()) == before
+
+
+def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
+    from ddpm.errors import Refused
+    from ddpm.measuring import keep, rows_of
+
+    good, notes = tmp_path / "results.jsonl", tmp_path / "notes.txt"
+    good.write_text('{"protocol": {"a": 1}, "scores": {}}\n\n')
+    keep(good, {"protocol": {"a": 1}, "scores": {"fid": 2.0}})
+    assert rows_of(good) == [{"protocol": {"a": 1}, "scores": {"fid": 2.0}}]
+    for text in ("not json\n", "[1]\n", '{"other": 1}\n'):
+        notes.write_text(text)
+        with pytest.raises(Refused, match="holds other things"):
+            rows_of(notes)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +167,11 @@ def test_resuming_goes_on_and_a_second_run_takes_the_next_number(trained):
         ("train", ["schedule=liner"], "schedule/liner"),
         ("train", ["trainer.max_step=5"], "max_step"),
         ("train", ["trainer.max_steps=abc"], "trainer.max_steps=abc is not possible"),
-        ("train", ["sigma=learned_range"], "objective=hybrid or vlb"),
         ("train", ["data=cifar10", "data.root=nowhere", "model=tiny"], "data.download=true"),
         ("train", ["runs=/proc/nothing"], "can not be written"),
         ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
         ("sample", [], "checkpoint must be given"),
         ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "metric/beauty"),
-        ("train", ["trainer.max_steps=0"], "trains nothing"),
     ],
 )
 def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
@@ -190,7 +213,7 @@ def test_an_interrupted_run_says_so_and_can_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     told, _ = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "interrupted; resume=auto" in told
+    assert "interrupted; what is finished is kept" in told
     assert "Traceback" not in told
     (folder,) = (tmp_path / "runs/ddpm").iterdir()
     assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"

@@ -52,6 +52,18 @@ def test_notes_add_up(tmp_path):
     assert json.loads((run.folder / "status.json").read_text())
 
 
+def test_a_refused_run_that_has_checkpoints_keeps_its_folder(tmp_path):
+    for _ in range(2):  # refused before it began: the folder is taken again
+        first = open_run(tmp_path, ["a=1"], None)
+        first.note(state="refused")
+        first.lock.release()
+        assert first.folder == tmp_path / "a=1"
+    (first.folder / "checkpoints").mkdir()
+    second = open_run(tmp_path, ["a=1"], None)
+    second.lock.release()
+    assert second.folder == tmp_path / "a=1-2"
+
+
 def test_a_second_process_is_kept_out(tmp_path):
     run = open_run(tmp_path, [], None)
     code = f"from ddpm.runs import locked; from pathlib import Path; locked(Path({str(run.folder)!r}))"

@@ -199,9 +199,14 @@ def test_dynamic_thresholding_rescales_what_is_too_large_and_nothing_else(clip):
         (ancestral(20), Beta(), 0.971),
         (ancestral(20), BetaTilde(), 0.711),
         (ddim(20, 0.0), Beta(), 0.830),
-        (ancestral(None), Beta(), 0.9999),
-        (ancestral(None), BetaTilde(), 0.9911),
-        (ddim(None, 0.0), Beta(), 0.9963),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                (ancestral(None), Beta(), 0.9999),
+                (ancestral(None), BetaTilde(), 0.9911),
+                (ddim(None, 0.0), Beta(), 0.9963),
+            )
+        ),
     ],
 )
 def test_known_variances_of_unit_noise(sampler, sigma, var):

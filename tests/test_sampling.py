@@ -14,7 +14,7 @@ SHAPE = (3, 16, 16)
 
 @pytest.fixture(scope="module")
 def model():
-    config = composed("model=tiny", "model.channel_mult=[1,2]", "sampler.num_steps=10")
+    config = composed("model=tiny", "model.channel_mult=[1,2]", "sampler.num_steps=4")
     torch.manual_seed(0)
     diffusion = build_diffusion(config, Facts("x", SHAPE, 256, (), "")).eval()
     for parameter in diffusion.parameters():  # the last layers begin at nearly nothing

@@ -77,6 +77,20 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(choices, tmp_path, m
     assert rows(whole) == rows(parts)
 
 
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lasting = ["lr_schedule=warmup", "callbacks.checkpoint.every_n_steps=2"]
+    whole = run(tmp_path / "whole", *lasting)
+    parts = run(tmp_path / "parts", *lasting, "trainer.max_steps=4")
+    last = parts / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:5000])
+    run(parts, *lasting)
+    assert "goes on from" in capsys.readouterr().out
+    for key in STATE:
+        assert same(weights(whole)[key], weights(parts)[key]), key
+    assert rows(whole) == rows(parts)
+
+
 def test_accumulation_changes_nothing_but_rounding(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     still = ["model.dropout=0.0"]

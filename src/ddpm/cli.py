@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ddpm import sweep
 from ddpm.errors import Refused
 
+_FULL_ERROR = "DDPM_FULL_ERROR"  # what the user asked for, as HYDRA_FULL_ERROR is set for Hydra
 _told: list[Exception] = []
 EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, OSError)
 
@@ -32,7 +33,8 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
 
     @wraps(app)
     def run() -> None:
-        wants_traceback = os.environ.get("HYDRA_FULL_ERROR") not in (None, "", "0")
+        asked = os.environ.setdefault(_FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", ""))  # ranks inherit both
+        wants_traceback = asked not in ("", "0")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand errors on instead of printing them
         sys.argv[1:] = quoted(sys.argv[1:])
         try:
@@ -45,11 +47,23 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
         except EXPECTED as error:
             if wants_traceback:
                 raise
-            sys.exit(f"error: {sentence(error)}")
+            sys.exit(1 if speaks_for_another() else f"error: {sentence(error)}")
         except KeyboardInterrupt:
-            sys.exit("interrupted; resume=auto goes on from the last checkpoint.")
+            sys.exit(
+                "interrupted; what is finished is kept: train.py goes on with resume=auto, "
+                "sample.py and evaluate.py with the same command."
+            )
 
     return run
+
+
+def speaks_for_another() -> bool:
+    """Is this a rank whose rank 0 says the same?"""
+    if not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
+        return False  # without waiting for torch
+    from ddpm.runs import is_follower
+
+    return is_follower()
 
 
 @contextmanager
@@ -61,6 +75,8 @@ def alone() -> Iterator[None]:
         if in_sweep():
             raise
         _told.append(error)
+    except SystemExit as end:  # how Lightning ends what was interrupted
+        raise KeyboardInterrupt from end
 
 
 def quoted(arguments: Sequence[str]) -> list[str]:

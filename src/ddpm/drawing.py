@@ -10,10 +10,10 @@ from ddpm.build import Config
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
 from ddpm.instantiate import make
-from ddpm.metric.cache import fingerprint
 from ddpm.mode import Mode, Studio
 from ddpm.mode.files import read_image
-from ddpm.opening import Opened, data_of, opened, quiet_trainer
+from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
+from ddpm.precision import precision
 from ddpm.report import console
 from ddpm.types import Images
 
@@ -36,7 +36,12 @@ def draw_images(config: Config) -> None:
     if not config["png"] and not config["npz"]:
         raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")
     refuse_label(config["label"], model)
-    for path in mode.draw(studio(config, model)):
+    try:
+        paths = mode.draw(studio(config, model))
+    except OSError as error:
+        reason = f"{error.filename or config['out']}: {error.strerror or error}"
+        raise Refused(f"the images can not be written ({reason}); set out=FOLDER to another place.") from error
+    for path in paths:
         console.print(str(path), soft_wrap=True)
 
 
@@ -77,7 +82,8 @@ def studio(config: Config, model: Opened) -> Studio:
 def protocol(config: Config, model: Opened) -> dict[str, Any]:
     """What image number i is a function of, beside i; and the kind of files that it is in."""
     return {
-        "checkpoint": fingerprint(model.loaded.diffusion.network.state_dict()),
+        "checkpoint": weights_key(model),
+        "precision": precision(config["trainer"]["precision"], config["trainer"]["accelerator"]),
         "sampler": dict(config["sampler"]),
         "sigma": None if model.sampler.has_own_sigma else dict(model.sigma),
         "seed": config["seed"],

@@ -16,7 +16,8 @@ from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
 from ddpm.metric import DataMetric
 from ddpm.metric.cache import fingerprint
-from ddpm.opening import Opened, data_of, opened, quiet_trainer
+from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
+from ddpm.precision import precision
 from ddpm.report import console, score_table
 
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "numpy")
@@ -48,7 +49,7 @@ def scored(config: Config, model: Opened, evaluation: Evaluation, terms: Path) -
     trainer = quiet_trainer(config, [Progress()])
     evaluation.prepare(trainer.strategy.root_device)
     for metric in evaluation.of_data:
-        metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model)}")
+        metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model, trainer.precision)}")
     module = ScoringModule(evaluation, model.module(config["seed"]))
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     trainer.predict(module, loaders, return_predictions=False)
@@ -60,6 +61,8 @@ def row(config: Config, model: Opened, evaluation: Evaluation, scores: dict[str,
     sampler = dict(config["sampler"])
     protocol = {
         "checkpoint": model.loaded.path.name,
+        "weights_key": weights_key(model),
+        "precision": precision(config["trainer"]["precision"], config["trainer"]["accelerator"]),
         "step": model.loaded.step,
         "weights": config["weights"],
         "sampler": sampler,
@@ -80,17 +83,25 @@ def results_of(config: Config, model: Opened) -> Path:
     path = Path(config["results"] or model.loaded.path.with_name("results.jsonl"))
     try:
         with lock(path), path.open("a"):
-            return path
+            rows_of(path)
     except OSError as error:
         raise Refused(f"{path} can not be written ({error.strerror}); set results=FILE.") from error
+    return path
 
 
-def identity_of(metric: DataMetric, model: Opened) -> str:
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that a file holds. Raises Refused for a file of anything else."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        return [row for row in rows if row["protocol"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise Refused(f"{path} holds other things than results of evaluate.py; set results=FILE.") from error
+
+
+def identity_of(metric: DataMetric, model: Opened, precision: str) -> str:
     """Tells one measurement from another: a hash of the weights and of all else that a bound depends on."""
-    diffusion, config = model.loaded.diffusion, model.loaded.config
-    tensors = diffusion.network.state_dict() | {"schedule": diffusion.schedule.log_alpha_bar}
-    parts = [config["model"], config["prediction"], dict(model.sigma), dict(model.decoder)]
-    return fingerprint(tensors, *parts, metric.protocol())
+    parts = [weights_key(model), precision, dict(model.sigma), dict(model.decoder), metric.protocol()]
+    return fingerprint({}, *parts)
 
 
 def lock(path: Path) -> FileLock:
@@ -101,10 +112,10 @@ def lock(path: Path) -> FileLock:
 def keep(path: Path, new: dict[str, Any]) -> None:
     """Put the row into the file, in place of one of the same protocol; jobs that meet wait."""
     with lock(path):
-        lines = path.read_text().splitlines()
-        others = [line for line in lines if json.loads(line)["protocol"] != json.loads(json.dumps(new["protocol"]))]
+        protocol = json.loads(json.dumps(new["protocol"]))
+        others = [row for row in rows_of(path) if row["protocol"] != protocol]
         part = path.with_name(path.name + ".part")
-        part.write_text("\n".join([*others, json.dumps(new)]) + "\n")
+        part.write_text("".join(json.dumps(row) + "\n" for row in (*others, new)))
         part.replace(path)
 
 

@@ -1,18 +1,22 @@
 """What `sample.py` and `evaluate.py` share: a trained model with the sigma and the sampler asked for."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning.pytorch import Trainer
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm.analytic import estimated
-from ddpm.build import Config, build_data, build_sampler, build_trainer
+from ddpm.build import Config, build_data, build_sampler, build_trainer, refuse_relaunch
 from ddpm.checkpoint import Loaded, load, refuse_foreign
 from ddpm.data.image_data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
 from ddpm.instantiate import check, check_value, make, target_of
+from ddpm.metric.cache import fingerprint
 from ddpm.precision import device_of
 from ddpm.sampler import Sampler
 from ddpm.sampling import SamplingModule
@@ -90,7 +94,24 @@ def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:
     return data
 
 
+def weights_key(model: Opened) -> str:
+    """Tells one model from another: a hash of its weights, its schedule and its prediction."""
+    diffusion, config = model.loaded.diffusion, model.loaded.config
+    tensors = diffusion.network.state_dict() | {"schedule": diffusion.schedule.log_alpha_bar}
+    return fingerprint(tensors, config["model"], config["prediction"])
+
+
+class EndAtOnce(Callback):
+    """SIGTERM ends a drawing or a measurement at once, since what is finished is on the disk. Lightning would take
+    note of the signal and go on to the end."""
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def quiet_trainer(config: Config, callbacks: list[Any]) -> Trainer:
     """A Trainer that only predicts: no log, no checkpoint."""
     node = config["trainer"] | {"enable_checkpointing": False}
-    return build_trainer({"trainer": node}, callbacks)
+    trainer = build_trainer({"trainer": node}, [*callbacks, EndAtOnce()])
+    refuse_relaunch(trainer, HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+    return trainer

@@ -94,8 +94,8 @@ def _folder(root: Path, name: str, resume: str | None) -> Path:
 
 
 def _is_free(folder: Path) -> bool:
-    """Nothing is there, or only the note that such a run was refused."""
-    return not folder.exists() or status(folder).get("state") == "refused"
+    """Nothing is there, or only the note that such a run was refused before it began."""
+    return not folder.exists() or (status(folder).get("state") == "refused" and not (folder / "checkpoints").exists())
 
 
 def _claimed(candidates: Sequence[Path]) -> Path:

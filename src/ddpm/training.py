@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from omegaconf import OmegaConf
 from pydantic import StrictBool
 
 from ddpm.build import (
@@ -18,6 +20,7 @@ from ddpm.build import (
     refuse_relaunch,
     refuse_scaling,
 )
+from ddpm.callbacks.checkpoint import PREVIOUS
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
@@ -26,7 +29,7 @@ from ddpm.checkpoint_io import AtomicCheckpointIO
 from ddpm.errors import Refused
 from ddpm.instantiate import check_value
 from ddpm.noise import Stream, scalar
-from ddpm.report import announce, training_report
+from ddpm.report import announce, console, training_report
 from ddpm.runs import Run
 
 PLACE_TYPES = {"name": str, "runs": str, "resume": str | None}
@@ -69,6 +72,8 @@ def train(config: Config, run: Run, in_sweep: bool = False) -> dict[str, float]:
     refuse_scaling(config, trainer)
     refuse_relaunch(trainer, in_sweep)
     checkpoint = resumed(run, log, callbacks, config)
+    if run.lock is not None:
+        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     for logger in loggers:
         logger.log_hyperparams(config)
     announce(config, trainer, module, run.folder)
@@ -85,7 +90,7 @@ def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback], config: Config
         if run.lock is not None:
             log.cut(0)
         return None
-    content = read(run.last_checkpoint)
+    path, content = newest(run)
     refuse_change(content["ddpm"]["config"], config)
     if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
         raise Refused(
@@ -93,7 +98,19 @@ def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback], config: Config
         )
     if run.lock is not None:
         log.cut(content["callbacks"]["SaveLast"]["log_bytes"])
-    return run.last_checkpoint
+    return path
+
+
+def newest(run: Run) -> tuple[Path, dict[str, Any]]:
+    """The run's last checkpoint, or the one before it where that is damaged."""
+    previous = run.last_checkpoint.with_name(PREVIOUS)
+    try:
+        return run.last_checkpoint, read(run.last_checkpoint)
+    except Refused as damage:
+        if not previous.exists():
+            raise
+        console.print(f"{damage} This run goes on from {previous}.", soft_wrap=True)
+        return previous, read(previous)
 
 
 def refuse_change(before: Config, now: Config) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints: `last.ckpt`, and the one before it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ class SaveLast(Callback):
         # the step that Lightning's rows carry, which it guesses wrongly when it resumes from a save made here
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step % self.every_n_steps == 0:
-            self.save(trainer)
+            with before_this_batch(trainer):
+                self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -54,3 +57,16 @@ class SaveLast(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"log_bytes": self.run_log.stat().st_size if self.run_log.exists() else 0}
+
+
+@contextmanager
+def before_this_batch(trainer: Trainer) -> Iterator[None]:
+    """Lightning has counted the batch that starts now, by which it times validation; a file must not have it yet."""
+    counts = trainer.fit_loop.epoch_loop.batch_progress
+    for count in (counts.total, counts.current):
+        count.ready -= 1
+    try:
+        yield
+    finally:
+        for count in (counts.total, counts.current):
+            count.ready += 1

@@ -1,5 +1,6 @@
 """The scores of the model every n steps, and the best checkpoint by one of them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Evaluate(EveryNSteps):
         if self.monitor is None:
             return
         value, sign = self.scores[self.monitor], self._sign(self.monitor)
-        if self.best is None or sign * value > sign * self.best:
+        if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best = value
             trainer.save_checkpoint(self.best_path)
 

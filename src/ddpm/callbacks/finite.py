@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ddpm.errors import Refused
+from ddpm.errors import Diverged
 
 
 class StopOnNonFinite(Callback):
-    """Raises Refused when the loss, or the norm of its gradient, is nan or infinite.
+    """Raises Diverged when the loss, or the norm of its gradient, is nan or infinite.
 
     Ranks stop together. What a rank saw is summed over all of them, after the gradients are, so that each
     reads the same numbers in the same step and none is left waiting for another.
@@ -56,7 +56,7 @@ class StopOnNonFinite(Callback):
             Verdict(step, counts, None).read()
 
     def check(self) -> None:
-        """Raises Refused if the last step was bad, and once more when that exception asks for a save."""
+        """Raises Diverged if the last step was bad, and once more when that exception asks for a save."""
         if self.unread is not None:
             self.unread.read()
             self.unread = None
@@ -80,13 +80,13 @@ class Verdict:
     arrived: torch.cuda.Event | None
 
     def read(self) -> None:
-        """Raises Refused if any did."""
+        """Raises Diverged if any did."""
         if self.arrived is not None:
             self.arrived.synchronize()
         losses, gradients = self.counts.tolist()
         if losses or gradients:
             what = "The training loss" if losses else "The gradient of the training loss"
-            raise Refused(
+            raise Diverged(
                 f"{what} is nan or infinite in step {self.step}: lower optimizer.lr, clip gradients harder "
                 "(trainer.gradient_clip_val), or compute in float32 (trainer.precision=32-true)."
             )
