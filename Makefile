@@ -66,6 +66,8 @@ ci: lint test ## What has to pass
 lock: $(STAMP) ## Pin the newest versions that fit pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --upgrade -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra bench --universal --python-version 3.11 --constraint requirements.lock \
+	  --no-header --no-annotate --no-emit-index-url --upgrade -o benchmarks/requirements.lock
 
 clean: ## Remove what was built, not what was trained
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -163,7 +163,7 @@ def test_every_experiment_builds(name):
         (["sampler=ddim", "sampler.eta=2"], "eta"),
         (["optimizer.lr=-1"], "learning rate"),
         (["optimizer.lr=fast"], "optimizer.lr"),
-        (["lr_schedule.num_steps=5000"], "trainer.max_steps"),
+        (["trainer.max_steps=-1"], "lr_schedule=warmup"),
         (["data.batch_size=0"], "batch_size"),
         (["callbacks.ema.decay=1.5"], "decay"),
         (["optimized_metric=beauty"], "beauty"),

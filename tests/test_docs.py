@@ -96,6 +96,11 @@ def test_every_formula_names_its_source_and_its_code(document):
     assert document != MATH or len(formulas(document)) > 30
 
 
+def test_the_mathematics_show_every_equation_of_the_paper():
+    sources = " ".join(re.findall(r"Ho et al\. \(2020\), (.*?): \[ddpm", MATH.read_text()))
+    assert set(map(int, re.findall(r"Eq\. (\d+)", sources))) == set(range(1, 17))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_markdown_leaves_the_formulas_alone(document):
     """An underscore behind a bracket or a brace, and a star, may become emphasis; a backslash before

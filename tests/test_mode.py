@@ -423,6 +423,15 @@ def test_the_images_may_be_files_and_numbers(trained, tmp_path, monkeypatch):
             drawn(trained, "mode=progressive", useless)
 
 
+def test_where_nothing_can_be_written_nothing_is_drawn(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(torch.nn.Module, "__call__", Never().forward)
+    for mode in ("progressive", "reverse"):
+        with pytest.raises(Refused, match=r"file is no folder\); set out=FOLDER"):
+            drawn(trained, f"mode={mode}", "out=file/pictures")
+
+
 def test_figures_are_made_in_the_trainers_precision(trained, tmp_path):
     config = composed(f"checkpoint={trained}", "trainer=cpu", "trainer.precision=bf16-mixed", verb="sample")
     from ddpm.drawing import studio

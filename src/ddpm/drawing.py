@@ -1,5 +1,6 @@
 """What `sample.py` does: a mode draws from a checkpoint into a folder."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,25 @@ def draw_images(config: Config) -> None:
     if not config["png"] and not config["npz"]:
         raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")
     refuse_label(config["label"], model)
+    refuse_unwritable(Path(config["out"]))
     try:
         paths = mode.draw(studio(config, model))
     except OSError as error:
-        reason = f"{error.filename or config['out']}: {error.strerror or error}"
-        raise Refused(f"the images can not be written ({reason}); set out=FOLDER to another place.") from error
+        raise unwritable(f"{error.filename or config['out']}: {error.strerror or error}") from error
     for path in paths:
         console.print(str(path), soft_wrap=True)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Some modes write nothing for hours; where they will is tried before. The folder itself is made when they do."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise unwritable(f"{there} is {'no folder' if not there.is_dir() else 'write-protected'}")
+
+
+def unwritable(reason: str) -> Refused:
+    """What a user reads when the disk refuses."""
+    return Refused(f"the images can not be written ({reason}); set out=FOLDER to another place.")
 
 
 def refuse_useless(config: Config, mode: Mode) -> None:

@@ -20,17 +20,18 @@ def warmup(*, num_steps: int) -> Factor:
 
 
 def warmup_cosine(*, num_steps: int, max_steps: int) -> Factor:
-    """The same warm-up, then half a cosine down to 0 at the last step (Loshchilov & Hutter 2017)."""
+    """The same warm-up, over half of the training at most, then half a cosine down to 0 at the last step
+    (Loshchilov & Hutter 2017). Raises Refused where training has no last step."""
     _check(num_steps)
-    if max_steps <= num_steps:
+    if max_steps < 1:
         raise Refused(
-            f"lr_schedule.num_steps is {num_steps}, but training has only {max_steps} steps; "
-            "lower it, set trainer.max_steps, or choose lr_schedule=constant."
+            f"a cosine needs an end, and trainer.max_steps is {max_steps}; set it, or choose lr_schedule=warmup."
         )
+    rise = max(1, min(num_steps, max_steps // 2))
 
     def factor(step: int) -> float:
-        done = min(max(step - num_steps, 0) / (max_steps - num_steps), 1.0)
-        return min(step / num_steps, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
+        done = min(max(step - rise, 0) / max(max_steps - rise, 1), 1.0)
+        return min(step / rise, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
 
     return factor
 

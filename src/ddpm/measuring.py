@@ -14,7 +14,7 @@ from ddpm.build import Config, build_metrics
 from ddpm.callbacks.progress import Progress
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
-from ddpm.metric import DataMetric
+from ddpm.metric import DataMetric, SampleMetric
 from ddpm.metric.cache import fingerprint
 from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
 from ddpm.precision import precision
@@ -25,8 +25,9 @@ PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-
 
 def measure(config: Config, overrides: Sequence[str]) -> float | None:
     """Measure as the config of evaluate.py says; print a table, keep a row with what was asked, return one score."""
-    model = opened(config, {"optimized_metric": str | None, "results": str | None})
     metrics = build_metrics(config)
+    draws = any(isinstance(metric, SampleMetric) for metric in metrics.values())
+    model = opened(config, {"optimized_metric": str | None, "results": str | None}, draws)
     asked = config["optimized_metric"] or next(iter(metrics), None)
     if asked is None or asked not in metrics:
         raise Refused(f"optimized_metric={asked} is not measured; choose one of metric=[...].")

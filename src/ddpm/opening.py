@@ -45,8 +45,9 @@ class Opened:
         )
 
 
-def opened(config: Config, kinds: Mapping[str, Any]) -> Opened:
-    """Open the checkpoint of a config, whose keys outside the groups are of these kinds."""
+def opened(config: Config, kinds: Mapping[str, Any], draws: bool = True) -> Opened:
+    """Open the checkpoint of a config, whose keys outside the groups are of these kinds. Raises Refused for a sigma
+    of its own where a sampler `draws` that would not use it; a bound does."""
     for key, kind in (COMMON_TYPES | dict(kinds)).items():
         check_value(config[key], kind, key)
     for key in ("num_images", "batch_size"):
@@ -55,6 +56,8 @@ def opened(config: Config, kinds: Mapping[str, Any]) -> Opened:
     loaded = load(config["checkpoint"], config["weights"])
     sigma, decoder = (config.get(group) or loaded.config[group] for group in ("sigma", "decoder"))
     if config.get("sigma"):
+        if draws and make(config["sampler"], "sampler").has_own_sigma:
+            raise Refused("this sampler has its own sigma; leave out sigma=, or take sampler=ancestral.")
         loaded = replace(loaded, diffusion=_with_sigma(loaded, config))
     if config.get("decoder"):
         loaded = replace(loaded, diffusion=loaded.diffusion.with_decoder(make(decoder, "decoder")).eval())
@@ -62,8 +65,6 @@ def opened(config: Config, kinds: Mapping[str, Any]) -> Opened:
 
 
 def _with_sigma(loaded: Loaded, config: Config) -> GaussianDiffusion:
-    if make(config["sampler"], "sampler").has_own_sigma:
-        raise Refused("this sampler has its own sigma; leave out sigma=, or take sampler=ancestral.")
     sigma = make(config["sigma"], "sigma", **_measured(loaded, config))
     if sigma.learned and config["sigma"] != loaded.config["sigma"]:
         raise Refused("this model was not trained with that learned sigma; leave out sigma=, or take a fixed one.")
