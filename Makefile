@@ -4,13 +4,15 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH := .venv/.bench
 ARGS ?=
 CHECKPOINT ?=
 STEPS ?=
 IMAGES ?=
+RESULTS ?= $(sort $(wildcard benchmarks/results/*.json))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sample evaluate figures test test-all lint format ci table1 table2 table_iddpm table_ddim lock clean
+.PHONY: help setup train sample evaluate figures test test-all lint format ci bench bench-quick bench-full bench-table table1 table2 table_iddpm table_ddim lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,7 +63,23 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint test ## What has to pass
+ci: lint test bench-quick ## What has to pass
+
+$(BENCH): $(STAMP) benchmarks/requirements.lock
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r benchmarks/requirements.lock
+	@touch $@
+
+bench: $(BENCH) ## Speed beside other libraries and the machine's own; ARGS="--row train_step" measures less
+	$(BIN)/python -m benchmarks.speed run $(ARGS)
+
+bench-quick: $(BENCH) ## Does the benchmark work? Tiny sizes, no result
+	$(BIN)/python -m benchmarks.speed run --quick $(ARGS)
+
+bench-full: $(BENCH) ## The benchmark with what is compiled, on a CPU too
+	$(BIN)/python -m benchmarks.speed run --full $(ARGS)
+
+bench-table: $(STAMP) ## The table of docs/performance.md, from RESULTS="benchmarks/results/..."
+	$(BIN)/python -m benchmarks.speed report $(RESULTS) --into docs/performance.md
 
 lock: $(STAMP) ## Pin the newest versions that fit pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

@@ -3,20 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from ddpm.cli import alone, overrides, plain, verb
+from ddpm import verbs
+from ddpm.cli import job, verb
 
 
 @verb
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Check, open, measure; returns the optimized metric."""
-    with alone():
-        config = plain(cfg)
-
-        from ddpm.measuring import measure
-
-        return measure(config, overrides())
-    return None
+    return job(verbs.evaluate, cfg, __file__)
 
 
 if __name__ == "__main__":

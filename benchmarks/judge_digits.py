@@ -39,7 +39,8 @@ def inception_score(p: np.ndarray) -> float:
 def nearest(x: Pixels, among: Pixels) -> np.ndarray:
     """The distance of each image to the nearest of others."""
     squared = (x**2).sum(1)[:, None] + (among**2).sum(1)[None] - 2 * x @ among.T
-    return np.sqrt(squared.min(1).clip(min=0))
+    distances: np.ndarray = np.sqrt(squared.min(1).clip(min=0))
+    return distances
 
 
 def judge(samples: Pixels) -> dict[str, float]:

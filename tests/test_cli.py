@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import SMALL, start, verb
+from processes import SMALL, start, typed, verb
 
 from ddpm.callbacks.run_log import read
 
@@ -17,14 +17,14 @@ from ddpm.callbacks.run_log import read
 def trained(tmp_path_factory):
     """One small run, without W&B, and where it lies."""
     cwd = tmp_path_factory.mktemp("trained")
-    told = verb("train", cwd, *SMALL, "logger=[]", "name=try")
+    told = typed("train", cwd, *SMALL, "logger=[]", "name=try")
     (folder,) = (cwd / "runs/try").iterdir()
     return cwd, folder, told
 
 
 def test_help_and_config_answer_without_torch(tmp_path):
-    assert "schedule: constant, cosine" in " ".join(verb("train", tmp_path, "--help").split())
-    assert "_target_: ddpm.schedule.cosine" in verb("train", tmp_path, "--cfg", "job", "schedule=cosine")
+    assert "schedule: constant, cosine" in " ".join(typed("train", tmp_path, "--help").split())
+    assert "_target_: ddpm.schedule.cosine" in typed("train", tmp_path, "--cfg", "job", "schedule=cosine")
     assert not list(tmp_path.iterdir())
 
 
@@ -76,7 +76,7 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     assert images.shape == (5, 8, 8, 1)
     assert images.dtype == np.uint8
     assert np.array_equal(np.asarray(Image.open(cwd / "drawn/000003.png")), images[3, ..., 0])
-    verb("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
+    typed("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
     assert (cwd / "noised/forward.png").is_file()
 
 

@@ -31,6 +31,7 @@ WIRED = {  # what build.py hands over; nothing of it stands in a YAML
         "batch_size",
     },
     "logger": {"folder", "save_dir"},
+    "compile": {"network"},
 }
 OURS = [
     "model",
@@ -45,6 +46,7 @@ OURS = [
     "data",
     "lr_schedule",
     "metric",
+    "compile",
 ]
 DIGITS = Facts("digits", (1, 8, 8), 17, tuple("0123456789"), "")
 

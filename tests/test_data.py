@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import importlib
 import inspect
+import multiprocessing
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data._utils import signal_handling
 from torchvision import datasets
 
 from ddpm.data.cifar10 import CIFAR10
@@ -26,7 +29,7 @@ from ddpm.data.digits import Digits
 from ddpm.data.facts import Batch, Facts
 from ddpm.data.image_data import ImageData, ImageSet, TensorSet, flipped
 from ddpm.data.mnist import MNIST, FashionMNIST, idx
-from ddpm.errors import Refused
+from ddpm.errors import Failed, Refused
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 YAMLS = sorted(CONF.glob("*.yaml"))
@@ -291,9 +294,68 @@ def test_a_refusal_in_a_worker_arrives_as_one_sentence(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_ends_the_run_at_once(tmp_path: Path) -> None:
     data, start = Killed(root=None, **COMMON | {"num_workers": 1}), time.monotonic()
-    with pytest.raises(RuntimeError, match="worker"):
+    with pytest.raises(Failed, match=r"a process that reads images died .* choose fewer data.num_workers"):
         trainer(tmp_path, 1).fit(Witness(), datamodule=data)
     assert time.monotonic() - start < 15
+
+
+class Killer(Witness):
+    """Kills a worker and goes on computing."""
+
+    def training_step(self, batch: Batch) -> Tensor:
+        if len(self.trained) == 2:
+            worker = multiprocessing.active_children()[0]
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(60)
+        return super().training_step(batch)
+
+
+def test_a_worker_that_dies_during_a_step_ends_the_run_in_the_same_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as in the first run of a process
+    data, start = Numbered(root=None, **COMMON | {"num_workers": 2}), time.monotonic()
+    with pytest.raises(Failed, match=r"died \(DataLoader worker .* killed by signal: Killed\)") as told:
+        trainer(tmp_path, 9).fit(Killer(), datamodule=data)
+    assert time.monotonic() - start < 15
+    assert "\n" not in str(told.value)
+    assert not multiprocessing.active_children()
+
+
+def test_other_errors_of_a_loader_stay_what_they_are(tmp_path: Path) -> None:
+    class Odd(TensorSet):
+        def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
+            raise RuntimeError("odd")
+
+    class Broken(Numbered):
+        def read(self, split: str) -> ImageSet:
+            return Odd(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.zeros(10, dtype=torch.long))
+
+    with pytest.raises(RuntimeError, match=r"^odd$"):
+        trainer(tmp_path, 1).fit(Witness(), datamodule=Broken(root=None, **COMMON))
+
+
+def test_what_training_saw_can_be_read_anew(tmp_path: Path) -> None:
+    data, witness = digits(flip=True, seed=5), Witness()
+    trainer(tmp_path, 2, accumulate_grad_batches=2).fit(witness, datamodule=data)
+    shares = islice(data.numbers(lambda: 0), 4)
+    for seen, number in zip(witness.trained, shares, strict=True):
+        again = data.trained_on(number, torch.device("cpu"))
+        assert all(map(torch.equal, seen, again))
+
+
+def test_a_run_that_resumes_with_other_data_is_refused(tmp_path: Path) -> None:
+    class More(Numbered):
+        def read(self, split: str) -> ImageSet:
+            return TensorSet(torch.zeros(11, 1, 2, 2, dtype=torch.uint8), torch.full((11,), -1))
+
+    More.__qualname__ = Numbered.__qualname__
+    begun = trainer(tmp_path, 1)
+    begun.fit(Witness(), datamodule=Numbered(root=None, **COMMON))
+    begun.save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(Refused, match=r"begun with other data \(numbered: 10 images then, 11 images now\)"):
+        trainer(tmp_path, 2).fit(Witness(), datamodule=More(root=None, **COMMON), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 def official(root: Path, download: bool = False) -> list[ImageData]:
@@ -307,14 +369,20 @@ def test_missing_files_are_refused_with_the_remedy(which: int, tmp_path: Path) -
         official(tmp_path)[which].load("train")
 
 
+def bomb() -> bytes:
+    """100 MB in 100 KB, as gzip."""
+    return gzip.compress(bytes(10**8))
+
+
+@pytest.mark.parametrize("content", [b"cos\nsystem\n(S'exit 1'\ntR.", bomb()], ids=["pickle", "bomb"])
 @pytest.mark.parametrize("which", range(3))
-def test_a_wrong_checksum_is_refused_naming_the_file(which: int, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused_before_the_file_is_opened(which: int, content: bytes, tmp_path: Path) -> None:
     data = official(tmp_path)[which]
     assert isinstance(data, MNIST | CIFAR10)
     path = next(iter(data.checksums()))
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(Refused, match=rf"{path.name} is damaged"):
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=rf"{path.name} is damaged .*: delete it or pass data.download=true"):
         data.load("train")
 
 

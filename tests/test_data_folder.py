@@ -4,18 +4,22 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from compose import composed
 from PIL import Image
+from processes import SMALL
 from torch import Tensor
 
+from ddpm.callbacks.run_log import read
 from ddpm.data.decode import Decoder, UnreadableError, height_and_width
 from ddpm.data.image_folder import ImageFolder
-from ddpm.errors import Refused
+from ddpm.errors import Failed, Refused
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -54,13 +58,13 @@ def levels(data: ImageFolder, split: str = "train") -> list[int]:
     return data.load(split)[range(len(data.load(split)))][0][:, 0, 0, 0].tolist()
 
 
-def bomb(path: Path) -> None:
-    """A PNG of a kilobyte that claims 20,000 x 20,000 pixels."""
+def bomb(path: Path, side: int = 50000) -> None:
+    """A PNG of a kilobyte that claims so many pixels a side."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**5))) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
@@ -203,10 +207,31 @@ def test_floating_point_pixels_are_unreadable(tmp_path: Path) -> None:
         decoded(tmp_path / "a.tif")
 
 
-def test_a_decompression_bomb_is_unreadable(tmp_path: Path) -> None:
-    bomb(tmp_path / "bomb.png")
+@pytest.mark.parametrize("side", [20000, 50000, 2**31 - 1])
+def test_a_decompression_bomb_is_unreadable(side: int, tmp_path: Path) -> None:
+    bomb(tmp_path / "bomb.png", side)
     with pytest.raises(UnreadableError, match="DecompressionBomb"):
         decoded(tmp_path / "bomb.png")
+
+
+def test_a_bomb_in_a_text_of_a_png_is_unreadable(tmp_path: Path) -> None:
+    grey(tmp_path / "a.png", 7)
+    whole = (tmp_path / "a.png").read_bytes()
+    body = b"zTXtx\0\0" + zlib.compress(bytes(10**8))
+    text = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "a.png").write_bytes(whole[:33] + text + whole[33:])  # after the header
+    with pytest.raises(UnreadableError, match="too large"):
+        decoded(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
+def test_an_animation_is_its_first_frame(suffix: str, tmp_path: Path) -> None:
+    first, second, third = (Image.new("L", (4, 4), level) for level in (50, 100, 150))
+    lossless = {"lossless": True} if suffix == "webp" else {}
+    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[second, third], **lossless)
+    with Image.open(tmp_path / f"a.{suffix}") as whole:
+        assert whole.n_frames == 3
+    assert colours(decoded(tmp_path / f"a.{suffix}")) == {(50, 50, 50)}
 
 
 @pytest.mark.parametrize("bad", [0, -3, [], [4], [4, 0], [4, 4, 4]])
@@ -374,11 +399,136 @@ def test_a_folder_of_broken_images_is_refused(tmp_path: Path) -> None:
         folder(tmp_path).batch("train", [0])
 
 
-def test_a_file_that_vanishes_is_stood_in_for(tmp_path: Path) -> None:
+def three(root: Path) -> None:
     for i in range(3):
-        grey(tmp_path / f"{i}.png", i)
+        grey(root / f"{i}.png", i)
+
+
+def test_a_file_that_vanishes_is_stood_in_for(tmp_path: Path) -> None:
+    three(tmp_path)
     data = folder(tmp_path)
     assert data.load("train")[[1]][0].max() == 1
     (tmp_path / "1.png").unlink()
-    with pytest.warns(UserWarning, match="FileNotFoundError"):
+    with pytest.warns(UserWarning, match=r"1.png can not be read \(FileNotFoundError"):
         assert data.load("train")[[1]][0].max() == 2
+    assert data.num_unreadable("train") == 1
+
+
+def test_a_file_that_vanishes_is_fatal_on_request(tmp_path: Path) -> None:
+    three(tmp_path)
+    data = folder(tmp_path, unreadable_is_fatal=True)
+    data.load("train")
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(Failed, match=r"1.png can not be read \(FileNotFoundError.*data.unreadable_is_fatal=false"):
+        data.load("train")[[0, 1, 2]]
+
+
+def rewritten(path: Path) -> None:
+    """Another image, of another size."""
+    grey(path, 200, (9, 9))
+
+
+def regrown(path: Path) -> None:
+    """Another image of the same time."""
+    before = path.stat().st_mtime_ns
+    rewritten(path)
+    os.utime(path, ns=(before, before))
+
+
+def touched(path: Path) -> None:
+    """An image of the same size at another time."""
+    os.utime(path, ns=(10**18, 10**18))
+
+
+def exchanged(path: Path) -> None:
+    """Another image that comes whole, under the same name."""
+    grey(path.with_name("new.bmp"), 200)
+    path.with_name("new.bmp").rename(path)
+
+
+@pytest.mark.parametrize("change", [rewritten, regrown, touched, exchanged])
+def test_a_file_that_changes_is_stood_in_for_from_then_on(change: Callable[[Path], None], tmp_path: Path) -> None:
+    three(tmp_path)
+    data = folder(tmp_path)
+    assert levels(data) == [0, 1, 2]
+    before = (tmp_path / "1.png").read_bytes(), (tmp_path / "1.png").stat().st_mtime_ns
+    change(tmp_path / "1.png")
+    with pytest.warns(UserWarning, match=r"1.png can not be read \(it has changed since"):
+        assert levels(data) == [0, 2, 2]
+    (tmp_path / "1.png").write_bytes(before[0])
+    os.utime(tmp_path / "1.png", ns=(before[1], before[1]))
+    assert levels(data) == [0, 2, 2]
+    assert data.num_unreadable("train") == 1
+
+
+def test_a_file_that_changes_is_fatal_on_request(tmp_path: Path) -> None:
+    three(tmp_path)
+    data = folder(tmp_path, unreadable_is_fatal=True)
+    assert levels(data) == [0, 1, 2]
+    rewritten(tmp_path / "1.png")
+    with pytest.raises(Failed, match=r"1.png can not be read \(it has changed since this run first read it\)"):
+        levels(data)
+
+
+@pytest.mark.filterwarnings("ignore:.*can not be read")
+def test_a_change_is_seen_whichever_worker_read_the_file_before(tmp_path: Path) -> None:
+    three(tmp_path)
+    data = folder(tmp_path, num_workers=2)
+    seen = data.batches("train", 1, [1, 0, 0, 0, 0, 1])  # the first one, and by the other worker, once one was taken
+    assert next(seen).images.max() < -0.98
+    rewritten(tmp_path / "1.png")
+    rest = torch.cat([batch.images[:, 0, 0, 0] for batch in seen])
+    assert ((rest + 1) * 127.5).round().tolist() == [0, 0, 0, 0, 2]
+    assert data.num_unreadable("train") == 1
+
+
+def test_what_is_no_file_is_unreadable_without_waiting_for_it(tmp_path: Path) -> None:
+    """A pipe would keep its reader waiting for a writer."""
+    three(tmp_path)
+    (tmp_path / "1.png").unlink()
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.warns(UserWarning, match="no regular file"):
+        assert levels(folder(tmp_path)) == [0, 2, 2]
+
+
+def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path: Path) -> None:
+    three(tmp_path)
+    state = folder(tmp_path).state_dict()
+    folder(tmp_path).load_state_dict(state)
+    grey(tmp_path / "3.png", 3)
+    with pytest.raises(
+        Refused, match=r"begun with other data .*: 3 files.* then, 4 files.* now\): bring its files back"
+    ):
+        folder(tmp_path).load_state_dict(state)
+    (tmp_path / "0.png").unlink()  # as many as before
+    with pytest.raises(Refused, match="begun with other data"):
+        folder(tmp_path).load_state_dict(state)
+
+
+def run(folder: Path, *overrides: str) -> dict[str, float]:
+    """A training of seconds on the images in a folder."""
+    import ddpm.training
+    from ddpm.runs import locked
+
+    folder.mkdir()
+    one = locked(folder)
+    data = ["data=image_folder", "data.image_size=8", "data.channels=1", "data.num_workers=0"]
+    logs = ["logger=[]", "metric=[fid_random]", "optimized_metric=null"]
+    try:
+        return ddpm.training.train(ddpm.training.settings(composed(*SMALL, *logs, *data, *overrides)), one)
+    finally:
+        one.lock.release()
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(3, 1), (1, 0)])
+def test_fewer_images_than_a_batch_train_and_validate(
+    count: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(count):
+        grey(tmp_path / "images" / f"{i}.png", 80 * i, (8, 8))
+    small = [f"data.root={tmp_path}/images", f"data.held_out={held_out}", "data.batch_size=16", "~callbacks.evaluation"]
+    run(tmp_path / "run", *small)
+    log = read(tmp_path / "run" / "metrics.csv")
+    assert set(log["train/loss"]) == {1, 3, 5}
+    assert set(log["val/loss"]) == {2, 5}

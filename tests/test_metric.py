@@ -23,6 +23,8 @@ from ddpm.metric import (
     FrechetDistance,
     Inception,
     InceptionScore,
+    Nearest,
+    Pixels,
     PrecisionRecall,
     RandomConv,
     SampleMetric,
@@ -173,6 +175,15 @@ def scored(folder: Path, data: Few) -> list[SampleMetric]:
         InceptionScore(features=classifier(folder), splits=3),
         kid(folder),
         precision_recall(folder),
+        Nearest(
+            features=Pixels(resolution=32),
+            held_out="test",
+            quantile=0.1,
+            at_most=350,
+            neighbours=2,
+            shown=60,
+            cache=str(folder),
+        ),
     ]
 
 
@@ -184,6 +195,10 @@ def halves(metrics: list[SampleMetric], data: Few, order: list[Tensor]) -> dict[
         for number in order:
             metric.update(metric.features(pixels[number]), number)
         scores |= metric.compute()
+        if isinstance(metric, Nearest):
+            shown = [*metric.first, metric.closest.number, metric.closest.images, metric.closest.indices]
+            numbers = torch.cat([column.flatten().double() for column in shown]).tolist()
+            scores |= {f"shown {i}": value for i, value in enumerate(numbers)}
     return scores
 
 
@@ -198,6 +213,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
         metric.prepare(data)
     want = halves(metrics, data, list(torch.arange(301).split(50)))
     assert set(want) > {"kid_random", "kid_random_std", "precision_recall_random", "precision_random", "recall_random"}
+    assert set(want) > {"share_nearer_pixels", "nearest_pixels", "nearest_held_out_pixels", "shown 0"}
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1] == pytest.approx(want, rel=1e-10)
 

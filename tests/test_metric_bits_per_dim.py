@@ -1,16 +1,19 @@
 """The bound on images of the data: exact, subsampled, killed and gone on with."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from compose import composed
+from rich.console import Console
 
 from ddpm.build import build_data, build_diffusion, build_metrics
 from ddpm.likelihood import bound
 from ddpm.noise import Stream, normal
 from ddpm.rate_distortion import rate_and_distortion, table, write
+from ddpm.report import score_table
 
 T = 12
 
@@ -87,6 +90,14 @@ class Counted(torch.nn.Module):
     def forward(self, *arguments):
         self.calls += 1
         return self.network(*arguments)
+
+
+def test_the_table_of_scores_tells_an_interval_that_holds_the_score_in_95_of_100(model):
+    few = measured(metric_of(model, num_images=None, num_times=2, batch_size=300), model[2])
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(score_table(few))
+    half = 1.96 * few["bits_per_dim_std_error"]
+    assert f"{few['bits_per_dim']:.5g} ± {half:.2g} (95 %)" in console.export_text()
 
 
 def test_a_killed_measurement_goes_on_where_it_was(model, tmp_path: Path, caplog):

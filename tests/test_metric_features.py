@@ -1,6 +1,7 @@
 """Extractors that need no download, and the files they and the references are kept in."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,13 @@ import pytest
 import torch
 from metric_data import Few, digits
 from test_metric import classifier, random_features
+from torch.multiprocessing.spawn import start_processes
 
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import TensorSet
 from ddpm.errors import Refused
-from ddpm.metric import FID, RandomConv
+from ddpm.metric import FID, Pixels, RandomConv
+from ddpm.metric.cache import cached
 from ddpm.metric.source import evenly, identity
 
 
@@ -29,7 +32,8 @@ def noise(shape: tuple[int, int, int], count: int = 6) -> Few:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 20), (4, 5, 7), (2, 1, 1), (3, 70, 50)])
 def test_every_shape_has_features(shape: tuple[int, int, int], tmp_path: Path) -> None:
     data = noise(shape)
-    for features in (RandomConv(channels=[32, 64, 32], resolution=32, seed=0), classifier(tmp_path)):
+    random, pixels = RandomConv(channels=[32, 64, 32], resolution=32, seed=0), Pixels(resolution=32)
+    for features in (random, pixels, classifier(tmp_path)):
         features.prepare(data)
         said = features(data.pixels("train"))
         assert said.features.shape == (6, features.num_features)
@@ -37,6 +41,8 @@ def test_every_shape_has_features(shape: tuple[int, int, int], tmp_path: Path) -
         assert said.features.isfinite().all()
         assert features.num_logits == (0 if said.logits is None else said.logits.shape[1])
         assert not said.features.requires_grad
+        assert said.images is not None
+        assert torch.equal(said.images, data.pixels("train"))
 
 
 def test_random_features_are_a_function_of_their_options() -> None:
@@ -146,6 +152,31 @@ def test_a_corrupt_file_is_made_again_with_a_warning(
     assert (again, caplog.text.count("is corrupt")) == (key, 2)
     assert torch.equal(sigma_again, sigma)
     assert not list(tmp_path.glob("*.part"))
+
+
+def one_of_several_jobs(rank: int, folder: str) -> None:
+    """Reads what the first of them makes, slowly, after it has said that it does."""
+
+    def make() -> str:
+        with Path(folder, "made").open("a") as file:
+            file.write(f"{rank}\n")
+        time.sleep(0.3)
+        return "whole"
+
+    def write(text: str, path: Path) -> None:
+        path.write_text(text[:2])
+        time.sleep(0.2)
+        path.write_text(text)
+
+    told = cached(Path(folder, "new", "kept"), read=Path.read_text, make=make, write=write)
+    Path(folder, f"{rank}.told").write_text(told)
+
+
+def test_of_several_jobs_one_makes_a_file_and_all_read_it_whole(tmp_path: Path) -> None:
+    start_processes(one_of_several_jobs, (str(tmp_path),), nprocs=4, start_method="fork")
+    assert [path.read_text() for path in sorted(tmp_path.glob("*.told"))] == ["whole"] * 4
+    assert len((tmp_path / "made").read_text().splitlines()) == 1
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) in (["kept"], ["kept", "kept.lock"])
 
 
 def test_a_reference_is_read_where_it_is_kept(tmp_path: Path) -> None:

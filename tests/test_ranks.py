@@ -18,6 +18,8 @@ STILL = [
     "optimizer.eps=0.01",
 ]  # no signs of rounding
 AWARE = ["timestep=loss_aware", "timestep.history=1", "schedule.num_steps=10"]  # soon full, and then in use
+METRICS = ["fid_classifier", "inception_score_classifier", "kid_classifier", "precision_recall_classifier"]
+METRICS += ["share_nearer_pixels", "bits_per_dim"]
 SHORT = [text for text in SMALL if not text.startswith("trainer.accelerator")]
 
 
@@ -50,13 +52,12 @@ def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(tmp_path):
     for devices, out in ((2, "by_two"), (1, "by_one")):
         trainer = ["trainer=ddp_cpu"] if devices == 2 else ["trainer=cpu"]
         verb("sample", tmp_path, f"checkpoint={folder}", f"out={out}", "num_images=7", "batch_size=2", *trainer,
-             "sampler.num_steps=5")  # fmt: skip
-    for k in range(7):
-        name = f"{k:06d}.png"
+             "sampler.num_steps=5", "npz=true")  # fmt: skip
+    for name in (*(f"{k:06d}.png" for k in range(7)), "samples.npz"):
         assert (tmp_path / "by_two" / name).read_bytes() == (tmp_path / "by_one" / name).read_bytes()
 
     asked = [f"checkpoint={folder}", "num_images=20", "batch_size=8", "sampler.num_steps=5"]
-    asked += ["metric.bits_per_dim.num_times=2"]
+    asked += ["metric.bits_per_dim.num_times=2", f"metric=[{','.join(METRICS)}]"]
     verb("evaluate", tmp_path, *asked, "trainer=ddp_cpu")
     by_two = (folder / "checkpoints/results.jsonl").read_text()
     verb("evaluate", tmp_path, *asked, "trainer=cpu")
@@ -65,6 +66,8 @@ def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(tmp_path):
 
     one, two_ = (json.loads(text)["scores"] for text in (by_one, by_two))
     assert one == pytest.approx(two_, rel=1e-6)
+    assert set(METRICS) < one.keys()
+    assert len(list((folder / "checkpoints/nearest").glob("*.png"))) == 1
 
 
 @pytest.mark.slow

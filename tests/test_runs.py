@@ -3,9 +3,10 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from ddpm.errors import Refused
-from ddpm.runs import label, open_run, status
+from ddpm.runs import finished, label, note, open_run, restarted, status
 
 
 def opened(root, overrides=("a=1",), resume=None):
@@ -75,3 +76,26 @@ def test_a_second_process_is_kept_out(tmp_path):
 def test_a_resume_of_nothing_is_refused(tmp_path):
     with pytest.raises(Refused, match="no run's folder"):
         open_run(tmp_path, [], str(tmp_path / "nowhere"))
+
+
+def test_a_run_is_finished_where_it_has_ended_as_it_is_asked_for(tmp_path):
+    config = {"name": "a", "resume": "auto", "optimizer": {"lr": 1e-5}, "trainer": {"max_steps": 4}}
+    assert finished(tmp_path, config) is None
+    note(tmp_path, state="finished", scores={"fid": 1.0})
+    assert finished(tmp_path, config) is None
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(config | {"resume": None}))
+    assert finished(tmp_path, config) == {"fid": 1.0}
+    assert finished(tmp_path, config | {"trainer": {"max_steps": 8}}) is None
+    note(tmp_path, state="interrupted")
+    assert finished(tmp_path, config) is None
+
+
+@pytest.mark.parametrize("launcher", ["SLURM", "TORCHELASTIC"])
+def test_a_job_that_was_started_again_knows(launcher, monkeypatch):
+    for name in ("SLURM", "TORCHELASTIC"):
+        monkeypatch.delenv(f"{name}_RESTART_COUNT", raising=False)
+    assert not restarted()
+    monkeypatch.setenv(f"{launcher}_RESTART_COUNT", "0")
+    assert not restarted()
+    monkeypatch.setenv(f"{launcher}_RESTART_COUNT", "2")
+    assert restarted()

@@ -1,50 +1,119 @@
-"""What a sweep of evaluate.py ends with."""
+"""What a sweep is looked over for before its first job, and what it ends with."""
 
 import csv
 
+import pytest
+from filelock import FileLock
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from yamls import CONF
 
 from ddpm.errors import Refused
-from ddpm.sweep import Jobs, finish, note
+from ddpm.runs import note as note_run
+from ddpm.sweep import Jobs, Table, finish, note, swept
 
 
-def end(overrides, mode=RunMode.MULTIRUN, error=None):
-    status = JobStatus.FAILED if error else JobStatus.COMPLETED
-    job = JobReturn(overrides=overrides, status=status)
-    job.return_value = error
-    Jobs().on_job_end(OmegaConf.create({"hydra": {"mode": mode}}), job)
+@pytest.fixture(autouse=True)
+def hydra():
+    """Started, as it is in a sweep."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
 
 
-def test_a_sweep_of_evaluate_ends_with_what_differs_against_the_scores(tmp_path, capsys):
-    results = tmp_path / "results.jsonl"
-    note(results, {"fid_classifier": 3.14159265})
-    end(["checkpoint=run", "sigma=beta", "sampler.num_steps=10", "metric=[fid_classifier]"])
-    end(
-        ["checkpoint=run", "sigma=beta", "sampler.num_steps=50", "metric=[fid_classifier]"],
-        error=Refused("only 30\n steps"),
-    )
+def config(folder, overrides=(), number=0, mode=RunMode.MULTIRUN, **keys):
+    hydra = {"mode": mode, "sweep": {"dir": str(folder)}, "job": {"num": number}}
+    hydra |= {"overrides": {"task": list(overrides)}, "runtime": {"choices": {"hydra/launcher": "basic"}}}
+    return OmegaConf.create({"hydra": hydra} | keys)
+
+
+def job(callback, folder, number, overrides, results=None, error=None):
+    """A job of a sweep of evaluate.py, from its start to its end, if it lives to see that."""
+    mine = config(folder, overrides, number)
+    callback.on_job_start(mine)
+    if results is not None:
+        note(results, {"fid_classifier": 3.14159265})
+    end = JobReturn(overrides=overrides, status=JobStatus.FAILED if error else JobStatus.COMPLETED)
+    end.return_value = error
+    callback.on_job_end(mine, end)
+
+
+def rows(file):
+    with file.open(newline="") as content:
+        return list(csv.reader(content))
+
+
+def test_a_sweep_of_evaluate_ends_with_what_differs_against_the_scores_whoever_ran_its_jobs(tmp_path, capsys):
+    callback, here = Jobs(), tmp_path / "sweep"
+    here.mkdir()
+    callback.on_multirun_start(config(here))
+    shared = ["checkpoint=run", "sigma=beta", "metric=[fid_classifier]"]
+    job(Jobs(), here, 1, [*shared, "sampler.num_steps=50"], error=Refused("only 30\n steps"))
+    job(Jobs(), here, 0, [*shared, "sampler.num_steps=10"], tmp_path / "results.jsonl")
+    Jobs().on_job_start(config(here, [*shared, "sampler.num_steps=99"], 2))  # and it was killed
     finish()
     told = capsys.readouterr().out
     assert "all with checkpoint=run sigma=beta metric=[fid_classifier]" in told
     assert "evaluations.md" in "".join(told.split())
-    with (tmp_path / "evaluations.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [
-            ["sampler.num_steps", "state", "fid_classifier", "reason"],
-            ["10", "finished", "3.1416", ""],
-            ["50", "failed", "", "only 30 steps"],
-        ]
+    assert rows(tmp_path / "evaluations.csv") == [
+        ["sampler.num_steps", "state", "fid_classifier", "reason"],
+        ["10", "finished", "3.1416", ""],
+        ["50", "failed", "", "only 30 steps"],
+        ["99", "killed", "", ""],
+    ]
     finish()
     assert not capsys.readouterr().out  # once
 
 
-def test_a_single_evaluation_and_a_sweep_that_failed_leave_no_file(tmp_path, capsys):
+def test_a_single_evaluation_and_a_sweep_that_failed_leave_no_table(tmp_path, capsys):
+    single = config(tmp_path / "none", ["sigma=beta"], mode=RunMode.RUN)
+    Jobs().on_job_start(single)
     note(tmp_path / "results.jsonl", {"fid": 1.0})
-    end(["sigma=beta"], mode=RunMode.RUN)
+    Jobs().on_job_end(single, JobReturn(status=JobStatus.COMPLETED))
     finish()
     assert not capsys.readouterr().out
-    end(["sigma=beta"], error=Refused("no"))
+    here = tmp_path / "sweep"
+    here.mkdir()
+    Jobs().on_multirun_start(config(here))
+    job(Jobs(), here, 0, ["sigma=beta"], error=Refused("no"))
     finish()
     assert "no" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [here]
+
+
+def test_a_sweep_over_names_has_a_table_for_each(tmp_path, capsys):
+    assert swept(["name=a,b", "seed=1,2", "runs=x"]) == {"name": ["a", "b"]}
+    asked = ["name='one',two", "seed=0,1"]
+    for name in ("one", "two"):
+        (tmp_path / name / "seed=0").mkdir(parents=True)
+        note_run(tmp_path / name / "seed=0", state="finished", overrides=["seed=0"], scores={"fid": 2.0})
+    Table().on_multirun_start(config(tmp_path, asked, runs=str(tmp_path), name="ddpm"))
+    finish()
+    for name in ("one", "two"):
+        assert rows(tmp_path / name / "table.csv") == [
+            ["run", "seed", "state", "fid"],
+            ["seed=0", "0", "finished", "2"],
+        ]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
+def test_a_table_tells_who_runs_from_who_was_killed(tmp_path, capsys):
+    for seed in (0, 1):
+        (tmp_path / "name" / f"seed={seed}").mkdir(parents=True)
+        note_run(tmp_path / "name" / f"seed={seed}", state="running", overrides=[f"seed={seed}"])
+    with FileLock(tmp_path / "name/seed=1/.lock"):
+        Table().on_multirun_start(config(tmp_path, runs=str(tmp_path), name="name"))
+        finish()
+    assert [row[2] for row in rows(tmp_path / "name/table.csv")] == ["state", "killed", "running"]
+
+
+@pytest.mark.parametrize("verb", ["train", "sample", "evaluate"])
+def test_a_mistyped_choice_of_any_sweep_shows_before_its_first_job(verb, tmp_path):
+    """Each verb has a callback that looks."""
+    given = [] if verb == "train" else ["checkpoint=x"]
+    composed = compose(verb, overrides=given, return_hydra_config=True)
+    composed.hydra.overrides.task = [*given, "sampler=ddim,dim"]
+    with pytest.raises(SystemExit, match="sampler=dim is not one of ancestral"):
+        Callbacks(composed).on_multirun_start(config=composed, config_name=verb)

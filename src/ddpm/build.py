@@ -4,33 +4,51 @@ The graph is fixed by the mathematics and only its leaves are choices. Impossibl
 refused here, before anything runs.
 """
 
-import logging
 import math
-import warnings
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
+from pydantic import StrictInt
 
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData
 from ddpm.decoder import Decoder
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import check_value, make
+from ddpm.instantiate import check_value, make, target_of
 from ddpm.metric import DataMetric, SampleMetric
 from ddpm.module import DiffusionModule
 from ddpm.objective import Objective, Weighted
-from ddpm.precision import BFloat16Mixed, device_of, precision
 from ddpm.prediction import Prediction
+from ddpm.privacy import public
 from ddpm.sampler import Sampler
 from ddpm.schedule import NoiseSchedule, zero_terminal_snr
 from ddpm.sigma import Sigma
 
 Config = dict[str, Any]
+
+
+NEEDED: dict[str, dict[str, Any]] = {  # the choices of a run, and what is asked of them beside their objects
+    **{group: {} for group in ("model", "schedule", "sigma", "prediction", "decoder", "objective", "timestep")},
+    **{group: {} for group in ("sampler", "optimizer", "lr_schedule")},
+    "data": {"batch_size": StrictInt},
+    "trainer": {"max_steps": int, "precision": str, "accelerator": str, "accumulate_grad_batches": StrictInt},
+}
+
+
+def refuse_gaps(cfg: Config, groups: Iterable[str] = NEEDED) -> None:
+    """Raises Refused where one of these choices is none, or several of a kind are no mapping."""
+    for group in groups:
+        target_of(cfg.get(group), group)
+        for key, kind in NEEDED[group].items():
+            check_value(cfg[group].get(key), kind, f"{group}.{key}")
+    for group in ("callbacks", "logger", "metric"):
+        check_value(cfg.get(group), dict[str, dict[str, Any]] | None, group)
 
 
 def build_data(cfg: Config) -> ImageData:
@@ -53,9 +71,30 @@ def build_diffusion(cfg: Config, facts: Facts) -> GaussianDiffusion:
     return GaussianDiffusion(network, schedule, sigma, prediction, facts.num_levels, decoder)
 
 
+def outlined(cfg: Config, facts: Facts) -> GaussianDiffusion:
+    """The model's shapes without its numbers, so that one which is too large shows before memory is asked for."""
+    with torch.device("meta"):
+        outline = build_diffusion(cfg, facts)
+    size, room = sum(p.nbytes for p in outline.parameters()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > room:
+        raise Refused(
+            f"this model takes {size / 2**30:,.0f} GiB, more than this machine's {room / 2**30:,.0f}; "
+            "choose smaller model.channels, channel_mult or num_res_blocks."
+        )
+    return outline
+
+
+def compile_network(cfg: Config, diffusion: GaussianDiffusion) -> None:
+    """Compile the network of a model as the config says, if it does."""
+    if cfg.get("compile"):
+        make(cfg["compile"], "compile", network=diffusion.network)
+
+
 def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
     """The model in training."""
+    outlined(cfg, facts)
     diffusion = build_diffusion(cfg, facts)
+    compile_network(cfg, diffusion)
     objective: Objective = make(cfg["objective"], "objective")
     refuse_objective(objective, diffusion)
     if not 0 <= cfg["label_dropout"] < 1:
@@ -63,7 +102,6 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
     if not 0 <= cfg["input_perturbation"] < math.inf:
         raise Refused(f"input_perturbation is {cfg['input_perturbation']}; it must be 0 or more (the paper: 0.1).")
     refuse_labels(cfg, facts)
-    check_value(cfg["trainer"]["max_steps"], int, "trainer.max_steps")
     if cfg["trainer"]["max_steps"] == 0:
         raise Refused(
             "trainer.max_steps is 0, which trains nothing; take at least 1 (-1 trains until trainer.max_time)."
@@ -78,7 +116,7 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
         batch_size=cfg["data"]["batch_size"],
         label_dropout=cfg["label_dropout"],
         input_perturbation=cfg["input_perturbation"],
-        card={"config": cfg, "facts": facts.as_dict()},
+        card={"config": public(cfg), "facts": facts.as_dict()},
     )
 
 
@@ -176,61 +214,4 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
         raise Refused(
             "this objective weighs the error of x_0, which this prediction hardly shows where the schedule leaves "
             "next to nothing of x_0: that weight is infinite; choose prediction=velocity or x0, or objective=simple."
-        )
-
-
-def build_trainer(
-    cfg: Config,
-    callbacks: Iterable[Callback] = (),
-    loggers: Iterable[Logger] = (),
-    plugins: Iterable[Any] = (),
-    folder: Path | None = None,
-) -> Trainer:
-    """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
-    quieten()
-    node = dict(cfg["trainer"])
-    node["precision"] = precision(node["precision"], node["accelerator"])
-    if node["precision"] == "bf16-mixed":
-        plugins = [*plugins, BFloat16Mixed(device_of(node["accelerator"]))]
-        node["precision"] = None  # the plugin says it
-    if isinstance(node.get("val_check_interval"), int):
-        node["val_check_interval"] *= node["accumulate_grad_batches"]
-    trainer: Trainer = make(
-        node, "trainer", callbacks=list(callbacks), logger=list(loggers), plugins=list(plugins), default_root_dir=folder
-    )
-    return trainer
-
-
-def quieten() -> None:
-    """Keep what Lightning says of workers that are not needed, of PyTorch's versions and of its products."""
-    for text in ("does not have many workers", "LeafSpec", "infer the batch indices", "predict returned None"):
-        warnings.filterwarnings("ignore", f".*{text}.*")
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def refuse_scaling(cfg: Config, trainer: Trainer) -> None:
-    """A loss scaler must see the gradients before the optimiser, and clipping must too."""
-    if trainer.precision == "16-mixed" and cfg["optimizer"].get("fused"):
-        raise Refused(
-            "trainer.precision=16-mixed scales the loss, which a fused optimiser hides; add optimizer.fused=false."
-        )
-
-
-def refuse_relaunch(trainer: Trainer, in_sweep: bool) -> None:
-    """Lightning would start the command of the whole sweep again for each further rank."""
-    external = trainer.strategy.cluster_environment.creates_processes_externally if trainer.world_size > 1 else True  # type: ignore[attr-defined]
-    if in_sweep and not external:
-        raise Refused(
-            "a sweep can not launch several ranks by itself; run each of its jobs under torchrun, without -m."
-        )
-
-
-def refuse_batch(batch_size: int, trainer: Trainer) -> None:
-    """The global batch is shared out evenly."""
-    shares = trainer.world_size * trainer.accumulate_grad_batches
-    if batch_size % shares:
-        raise Refused(
-            f"data.batch_size={batch_size} is the global batch and can not be shared out over {shares} parts "
-            f"(ranks x trainer.accumulate_grad_batches); take a multiple of {shares}."
         )

@@ -1,23 +1,34 @@
 """A checkpoint opens by itself: it embeds its resolved config and the facts of its data.
 
-It is read as data: `weights_only=True`, and of its config only targets of ours are ever built.
+It is read as data: `weights_only=True`, and of its config only targets of ours are ever built, from plain values that
+are checked like a user's, in which nothing is looked up. What it claims is compared with what it holds before memory
+is asked for.
 """
 
-import pickle
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from pkgutil import ModuleInfo, iter_modules
+from pkgutil import iter_modules
+from types import FunctionType
 from typing import Any
 
-import torch
+from pydantic import NonNegativeInt
+from torch import Tensor, nn
 
-from ddpm.build import Config, build_diffusion
+from ddpm import strangers
+from ddpm.build import Config, build_diffusion, outlined
 from ddpm.callbacks.checkpoint import LAST
 from ddpm.data.facts import Facts
+from ddpm.data.image_data import ImageData
+from ddpm.decoder import Decoder
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import Node
+from ddpm.instantiate import Node, check_value, shortened
+from ddpm.prediction import Prediction
+from ddpm.sharded import is_sharded, joined
+from ddpm.sigma import Sigma
 
 MODEL_GROUPS = ("model", "schedule", "sigma", "prediction", "decoder")
 SINCE = {  # choices that older files do not name, as they were then
@@ -26,6 +37,7 @@ SINCE = {  # choices that older files do not name, as they were then
     "zero_terminal_snr": False,
 }
 WEIGHTS = {"ema": "state_dict", "raw": "current_model_state"}
+KINDS = {"model": nn.Module, "sigma": Sigma, "prediction": Prediction, "decoder": Decoder, "data": ImageData}
 
 
 @dataclass(frozen=True)
@@ -45,20 +57,29 @@ def load(path: str | Path, weights: str = "ema") -> Loaded:
     Raises Refused for a file that is missing, truncated, not ours, or whose shapes do not fit.
     """
     file = find(path)
-    content = read(file)
-    config, facts = content["ddpm"]["config"], Facts.from_dict(content["ddpm"]["facts"])
+    return loaded(read(file), file, weights)
+
+
+def loaded(content: dict[str, Any], file: Path, weights: str) -> Loaded:
+    """What a file has held. Raises Refused as `load` does."""
+    config, facts = content["ddpm"]["config"], facts_of(content, file)
     for group in MODEL_GROUPS:
         refuse_foreign(config.get(group), group)
-    diffusion = build_diffusion(config, facts)
-    fill(diffusion, chosen(content, weights), file)
+    state = own(chosen(content, weights))
+    try:
+        refuse_misfit(outlined(config, facts), state)
+        diffusion = build_diffusion(config, facts)
+    except Refused as reason:
+        raise Refused(f"{file} can not be opened: {reason}") from reason
+    diffusion.load_state_dict(state)
     return Loaded(diffusion.eval(), config, facts, content["global_step"], file)
 
 
 def find(path: str | Path) -> Path:
     """The file that a user's path means."""
     given = Path(path)
-    file = given / "checkpoints" / LAST if given.is_dir() else given
-    if not file.is_file():
+    file = given / "checkpoints" / LAST if given.is_dir() and not is_sharded(given) else given
+    if not (file.is_file() or is_sharded(file)):
         raise Refused(f"there is no checkpoint at {file}; give a .ckpt file or the folder of a run that has one.")
     return file
 
@@ -66,15 +87,51 @@ def find(path: str | Path) -> Path:
 def read(file: Path) -> dict[str, Any]:
     """The content of a checkpoint of ours."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        content = joined(file) if file.is_dir() else strangers.content(file)
+    except (ValueError, OSError, LookupError, TypeError, RuntimeError) as reason:
         raise Refused(
-            f"{file} is damaged or no checkpoint; take another one, such as previous.ckpt beside it."
-        ) from error
+            f"{file} is damaged or no checkpoint ({reason}); take another one, such as previous.ckpt beside it."
+        ) from reason
     if not isinstance(content, dict) or not {"ddpm", "state_dict", "global_step"} <= content.keys():
         raise Refused(f"{file} is not a checkpoint of this framework; train one with train.py.")
+    check_value(content["global_step"], NonNegativeInt, f"global_step in {file}")
+    named = [content[key] for key in content.keys() & {"ddpm", *WEIGHTS.values()}]
+    card = content["ddpm"] if isinstance(content["ddpm"], dict) else {}
+    if not all(isinstance(part, dict) for part in (*named, card.get("config"), card.get("facts"))):
+        raise Refused(f"{file} does not say what its model is; take another one.")
     content["ddpm"]["config"] = SINCE | content["ddpm"]["config"]
     return content
+
+
+def resumable(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint that training can go on from."""
+    content = read(file)
+    callbacks = content.get("callbacks")
+    if not isinstance(callbacks, dict) or not all(isinstance(state, dict) for state in callbacks.values()):
+        raise Refused(f"{file} holds no state of a run; take another one.")
+    check_value(callbacks.get("SaveLast", {}).get("log_bytes"), NonNegativeInt, f"log_bytes in {file}")
+    if strange := [leaf for leaf in leaves(content.get("loops")) if not isinstance(leaf, int) or leaf < 0]:
+        raise Refused(f"{file} counts its steps as {shortened(strange[0])}; take an earlier checkpoint.")
+    if any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(content)):
+        raise Refused(f"{file} has numbers that are not finite; take an earlier checkpoint.")
+    return content
+
+
+def leaves(content: Any) -> Iterator[Any]:
+    """All that is in some containers."""
+    if not isinstance(content, dict | list | tuple):
+        yield content
+        return
+    for part in content.values() if isinstance(content, dict) else content:
+        yield from leaves(part)
+
+
+def facts_of(content: dict[str, Any], file: Path) -> Facts:
+    """The facts of the data that a model was trained on."""
+    try:
+        return Facts.from_dict(content["ddpm"]["facts"])
+    except ValueError as fault:
+        raise Refused(f"{file} holds no facts of data: {shortened(fault)}") from fault
 
 
 def chosen(content: dict[str, Any], weights: str) -> dict[str, Any]:
@@ -85,38 +142,69 @@ def chosen(content: dict[str, Any], weights: str) -> dict[str, Any]:
     return state
 
 
-def fill(diffusion: GaussianDiffusion, state: dict[str, Any], file: Path) -> None:
-    """Put the weights of a training module's state into the model."""
+def own(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """The weights of the model in a training module's state."""
     prefix = "diffusion."
-    mine = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    try:
-        diffusion.load_state_dict(mine)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise Refused(f"the weights in {file} do not fit its model: {reason}") from error
+    return {str(key).removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
 
 
-def refuse_foreign(node: Node | None, group: str) -> None:
-    """A file may only name what is defined in the room of its group, and itself names no further object."""
+def refuse_misfit(outline: nn.Module, state: Mapping[str, Any]) -> None:
+    """The weights must be those of a model of these shapes, and finite."""
+    layout = outline.state_dict()
+    if misfit := sorted(map(str, layout.keys() ^ state.keys())):
+        raise Refused(f"its weights do not fit its model: only one of them has {shortened(misfit[0])}.")
+    for name, expected in layout.items():
+        given = state[name]
+        if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != expected.shape:
+            what = f"{given.dtype} of {tuple(given.shape)}" if isinstance(given, Tensor) else shortened(given)
+            raise Refused(f"its weights do not fit its model: {name} is {what}, not of {tuple(expected.shape)}.")
+    if infinite := [name for name, value in state.items() if not value.isfinite().all()]:
+        raise Refused(f"it has numbers in {infinite[0]} that are not finite; take an earlier checkpoint.")
+
+
+def refuse_foreign(node: Any, group: str) -> None:
+    """A file may only name a choice of ours for a group, and itself names no further object."""
     target = node.get("_target_") if isinstance(node, dict) else None
+    if not isinstance(node, dict) or not _is_choice(target, group):
+        raise Refused(
+            f"the checkpoint's {group} names {shortened(target)}, which is not one of ours; do not trust this file."
+        )
+    if not _is_flat(node):
+        raise Refused(
+            f"the checkpoint's {group} holds more than numbers and words, which is not one of ours; "
+            "do not trust this file."
+        )
+
+
+def _is_choice(target: Any, group: str) -> bool:
+    """Does it name what a YAML of the group could? A class of its kind, or a function that gives betas."""
     room, _, name = str(target).rpartition(".")
     home = f"ddpm.{group}"
-    is_ours = room == home or room in {module.name for module in _rooms(home)}
-    found = getattr(import_module(room), name, None) if is_ours else None
-    if not isinstance(node, dict) or not _is_flat(node) or not callable(found) or not found.__module__.startswith(home):
-        raise Refused(f"the checkpoint's {group} names {target}, which is not one of ours; do not trust this file.")
+    if name.startswith("_") or room not in {home, *_modules(home)}:
+        return False
+    found = getattr(import_module(room), name, None)
+    if group == "schedule":
+        return isinstance(found, FunctionType) and found.__module__ == home
+    is_kind = inspect.isclass(found) and issubclass(found, KINDS[group]) and not inspect.isabstract(found)
+    return is_kind and found.__module__.startswith(home)
+
+
+def _modules(home: str) -> list[str]:
+    """The modules of a group of data sets, which lie each in its own."""
+    path = getattr(import_module(home), "__path__", []) if home == "ddpm.data" else []
+    return [module.name for module in iter_modules(path, prefix=f"{home}.")]
 
 
 def _is_flat(node: Node) -> bool:
     """One target, and below it no further node, not even in a list: nothing else could be built."""
-    special = {key for key in node if key.startswith("_")}
+    special = {key for key in node if not isinstance(key, str) or key.startswith("_")}
     return special == {"_target_"} and all(map(_is_plain, node.values()))
 
 
 def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, list) else not isinstance(value, dict)
-
-
-def _rooms(home: str) -> list[ModuleInfo]:
-    """The modules of a group that is a package."""
-    return list(iter_modules(getattr(import_module(home), "__path__", []), prefix=f"{home}."))
+    """A number, a word or a list of such; no interpolation, and nothing that is still to be given."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, str):
+        return "${" not in value and value != "???"
+    return value is None or isinstance(value, int | float)

@@ -6,10 +6,11 @@ Light on purpose: `--help` and `--cfg job` must not wait for torch.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from traceback import clear_frames
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -17,9 +18,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ddpm import sweep
-from ddpm.errors import Refused
+from ddpm import parent, sweep
+from ddpm.errors import Diverged, Failed, Refused
+from ddpm.jobs import IN_SWEEP, as_one_run, in_own_process, spoils_others
+from ddpm.privacy import without_paths
+from ddpm.signals import Stopped
 
+T = TypeVar("T")
 _FULL_ERROR = "DDPM_FULL_ERROR"  # what the user asked for, as HYDRA_FULL_ERROR is set for Hydra
 _told: list[Exception] = []
 EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, OSError)
@@ -37,6 +42,7 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
         wants_traceback = asked not in ("", "0")
         os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand errors on instead of printing them
         sys.argv[1:] = quoted(sys.argv[1:])
+        parent.follow() if "LOCAL_RANK" in os.environ else parent.lead()
         try:
             try:
                 app()
@@ -47,7 +53,8 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
         except EXPECTED as error:
             if wants_traceback:
                 raise
-            sys.exit(1 if speaks_for_another() else f"error: {sentence(error)}")
+            known_to_all = not isinstance(error, Failed) or isinstance(error, Diverged)
+            sys.exit(1 if known_to_all and speaks_for_another() else f"error: {sentence(error)}")
         except KeyboardInterrupt:
             sys.exit(
                 "interrupted; what is finished is kept: train.py goes on with resume=auto, "
@@ -66,35 +73,58 @@ def speaks_for_another() -> bool:
     return is_follower()
 
 
+def job(work: Callable[[dict[str, Any]], T], cfg: DictConfig, script: str) -> T | None:
+    """What a verb does with a composed config: the one run that was asked for, or one job of a sweep."""
+    with alone():
+        config = plain(cfg)
+        if not in_sweep():
+            return work(config)
+        with as_one_run(script):
+            return in_own_process(work, config) if spoils_others(config) else work(config)
+    return None
+
+
 @contextmanager
 def alone() -> Iterator[None]:
-    """In a single run an expected error goes past Hydra, which would print its overrides before it."""
+    """In a single run an expected error goes past Hydra, which would print its overrides before it. In a sweep Hydra
+    keeps it to the end: without what its frames hold, so that the next job has the memory."""
     try:
         yield
-    except EXPECTED as error:
+    except Exception as error:
         if in_sweep():
+            clear_frames(error.__traceback__)
+            raise
+        if not isinstance(error, EXPECTED):
             raise
         _told.append(error)
+    except Stopped:
+        raise
     except SystemExit as end:  # how Lightning ends what was interrupted
         raise KeyboardInterrupt from end
 
 
 def quoted(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with quotes for Hydra's grammar around values that are existing paths with = or comma in
-    them, as the folders of runs have."""
-    return [_quoted(argument) for argument in arguments]
+    """The arguments, with quotes for Hydra's grammar around values that are paths with = or comma in them, as the
+    folders of runs have. A bare = never means anything else; a comma may separate the jobs of a sweep."""
+    return [text if text.startswith("-") else _quoted(text) for text in arguments]
 
 
 def _quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
-    is_path = re.search("[=,]", value) and os.path.exists(value)  # noqa: PTH110 (no error for long values)
-    return f'{key}="{value}"' if is_path else argument
+    bare = "=" in value and not re.search(r"""[][{}()'"]""", value)
+    is_path = "," in value and os.path.exists(value)  # noqa: PTH110 (no error for long values)
+    return f'{key}="{value}"' if bare or is_path else argument
 
 
 def sentence(error: BaseException) -> str:
     """What an error says, on as few lines as it needs. Errors of Hydra keep their list of choices."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [printable(line.strip()) for line in str(error).splitlines()]
     return "\n".join(line for line in lines if line and not line.startswith("Set the environment variable"))
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, which a file may have brought along, as escapes."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -102,8 +132,21 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise Refused(f"{', '.join(missing)} must be given, as in {missing[0]}=VALUE.")
+    refuse_environment(OmegaConf.to_container(cfg), "")
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return resolved
+
+
+def refuse_environment(node: Any, where: str) -> None:
+    """The config is kept beside the run and in its checkpoints, where no environment variable belongs."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            refuse_environment(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for value in node:
+            refuse_environment(value, where)
+    elif isinstance(node, str) and "${" in node and "oc.env" in node:
+        raise Refused(f"{where} reads an environment variable, which would be kept with the run; give its value.")
 
 
 def overrides() -> list[str]:
@@ -112,11 +155,11 @@ def overrides() -> list[str]:
 
 
 def without_place(texts: Sequence[str]) -> list[str]:
-    """The overrides that do not only say where a job reads and writes."""
+    """The overrides that do not only say where a job reads and writes, without absolute paths."""
     unnamed = ("name=", "resume=", "runs=", "checkpoint=", "results=")
-    return [text for text in texts if not text.startswith(unnamed)]
+    return [without_paths(text) for text in texts if not text.startswith(unnamed)]
 
 
 def in_sweep() -> bool:
-    """Is this job one of a multirun?"""
-    return HydraConfig.get().mode == RunMode.MULTIRUN
+    """Is this job one of a multirun, or a rank of such a job?"""
+    return HydraConfig.get().mode == RunMode.MULTIRUN or IN_SWEEP in os.environ

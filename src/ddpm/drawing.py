@@ -43,7 +43,7 @@ def draw_images(config: Config) -> None:
     except OSError as error:
         raise unwritable(f"{error.filename or config['out']}: {error.strerror or error}") from error
     for path in paths:
-        console.print(str(path), soft_wrap=True)
+        console.print(str(path), soft_wrap=True, markup=False)
 
 
 def refuse_unwritable(out: Path) -> None:

@@ -6,6 +6,9 @@ for byte those of an undisturbed drawing, whichever ranks made them.
 """
 
 import json
+import math
+import re
+import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,10 +20,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm import strangers, texts
 from ddpm.errors import Refused
 from ddpm.images import write_png
 
 PROTOCOL = "drawing.json"
+_NUMBER = re.compile(r"\d{6,9}", re.ASCII)  # the name of a picture
+_ENDS = re.compile(r"(\d{6,9})-(\d{6,9})", re.ASCII)  # the name of a shard
+_LARGEST = 10**6  # images of a shard
 
 
 def numbered(out: Path, index: int) -> Path:
@@ -66,11 +73,13 @@ class Pictures(Drawn):
             write_png(image, numbered(self.out, index))
 
     def read(self, indices: Tensor) -> Tensor:
-        arrays = [np.array(Image.open(numbered(self.out, index))) for index in indices.tolist()]
-        return torch.stack([torch.from_numpy(a if a.ndim == 3 else a[..., None]).permute(2, 0, 1) for a in arrays])
+        images = [_pixels(numbered(self.out, index)) for index in indices.tolist()]
+        if any(image.shape != images[0].shape for image in images):
+            raise Refused(f"the images in {self.out} are not of one size; take another out=FOLDER, or delete it.")
+        return torch.stack(images)
 
     def indices(self) -> set[int]:
-        return {int(path.stem) for path in self.out.glob("*.png") if path.stem.isdigit()}
+        return {int(path.stem) for path in self.out.glob("*.png") if _NUMBER.fullmatch(path.stem)}
 
 
 class Shards(Drawn):
@@ -87,12 +96,16 @@ class Shards(Drawn):
         write_npz(self.path(indices), images.shape, [images])
 
     def read(self, indices: Tensor) -> Tensor:
-        with np.load(self.path(indices), allow_pickle=False) as kept:
+        path = self.path(indices)
+        if _count(path) != len(indices):
+            raise Refused(f"{path} does not hold {len(indices)} images; delete it, and it is made again.")
+        with np.load(path, allow_pickle=False) as kept:
             return torch.from_numpy(kept["arr_0"]).permute(0, 3, 1, 2)
 
     def indices(self) -> set[int]:
-        ends = [path.stem.split("-") for path in self.out.glob("shards/*.npz")]
-        return {index for first, last in ends for index in range(int(first), int(last) + 1)}
+        names = [_ENDS.fullmatch(path.stem) for path in self.out.glob("shards/*.npz")]
+        ends = [(int(name[1]), int(name[2])) for name in names if name]
+        return {index for first, last in ends for index in range(first, min(last, first + _LARGEST) + 1)}
 
 
 def open_drawing(drawn: Drawn, protocol: Mapping[str, Any], write: bool) -> None:
@@ -102,9 +115,9 @@ def open_drawing(drawn: Drawn, protocol: Mapping[str, Any], write: bool) -> None
     """
     told, file = json.loads(json.dumps(protocol)), drawn.out / PROTOCOL
     there = drawn.indices()
-    before = json.loads(file.read_text()) if file.is_file() else (None if there else told)
+    before = _noted(file) if file.is_file() else (None if there else told)
     if before != told:
-        changed = [key for key in told if before is not None and before.get(key) != told[key]]
+        changed = [key for key in told if isinstance(before, dict) and before.get(key) != told[key]]
         what = f"with another {', '.join(changed)}" if changed else "of unknown origin"
         raise Refused(f"{drawn.out} holds images {what}; take another out=FOLDER, or delete it.")
     if there and max(there) >= drawn.count:
@@ -122,11 +135,39 @@ def finished(path: Path, count: int) -> bool:
     """Is there an .npz of all images already? Raises Refused if it is one of another number of them."""
     if not path.is_file():
         return False
-    with np.load(path, allow_pickle=False) as kept:
-        there = len(kept["arr_0"])
-    if there != count:
+    if (there := _count(path)) != count:
         raise Refused(f"{path} holds {there} images, not num_images={count}; take another out=FOLDER, or delete it.")
     return True
+
+
+def _noted(file: Path) -> Any:
+    try:
+        return texts.told(file)
+    except ValueError:
+        return None
+
+
+def _count(path: Path) -> int:
+    """How many images an .npz holds, uint8 (n, h, w, c). Raises Refused for anything else."""
+    try:
+        shape, kind = strangers.numbers(path)["arr_0"]
+    except (ValueError, KeyError, OSError) as fault:
+        raise Refused(f"{path} holds no images; delete it, and it is made again.") from fault
+    if len(shape) != 4 or kind != np.uint8 or math.prod(shape) > path.stat().st_size:
+        raise Refused(f"{path} holds no images; delete it, and it is made again.")
+    return shape[0]
+
+
+def _pixels(path: Path) -> Tensor:
+    """The levels in a picture of ours, uint8 (c, h, w). Raises Refused for anything else."""
+    try:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            array = np.array(Image.open(path, formats=["PNG"]))
+    except Exception as fault:  # decoders raise whatever a broken file leads them to
+        raise Refused(f"{path} is no image ({fault}); delete it, and it is made again.") from fault
+    if array.dtype != np.uint8:
+        raise Refused(f"{path} is no image of ours; delete it, and it is made again.")
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
 def stream(drawn: Drawn, batches: Iterable[Tensor]) -> Iterator[Tensor]:

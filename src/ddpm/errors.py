@@ -5,5 +5,9 @@ class Refused(ValueError):
     """A demand that can not be met: its message is one sentence that names the thing and the remedy."""
 
 
-class Diverged(Refused):
-    """The numbers of a run were lost after it had begun."""
+class Failed(Refused):
+    """A run that had begun can not go on; the reason may be known to one rank alone."""
+
+
+class Diverged(Failed):
+    """Its numbers were lost: every rank knows."""

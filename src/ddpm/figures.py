@@ -54,7 +54,7 @@ LABELS = {
 def choices(group: str) -> Iterator[tuple[str, Any]]:
     """Name and object of every YAML of a group."""
     for path in sorted((CONF / group).glob("*.yaml")):
-        yield path.stem, make(OmegaConf.to_container(OmegaConf.load(path)), group)  # type: ignore[arg-type]
+        yield path.stem, make(OmegaConf.to_container(OmegaConf.load(path)), group)
 
 
 def schedules() -> dict[str, NoiseSchedule]:

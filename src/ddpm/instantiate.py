@@ -1,22 +1,22 @@
 """One YAML node, one object: checked against the signature of its target before anything is built."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_type_hints
 
-from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from ddpm.errors import Refused
 
 Node = Mapping[str, Any]
+SPECIAL = ("_target_", "_partial_")  # what a node has beside the parameters of its target
 
 
-def make(node: Node, where: str, **available: Any) -> Any:
+def make(node: Any, where: str, **available: Any) -> Any:
     """The object of a node, or a partial of it where the node says `_partial_: true`.
 
     Of the objects that are `available`, it is handed those that its signature names and its node does
@@ -26,16 +26,23 @@ def make(node: Node, where: str, **available: Any) -> Any:
     target = target_of(node, where)
     wired = {name: value for name, value in available.items() if name in wirable(target, node)}
     check(node, target, where, set(wired))
-    try:
-        build = instantiate(dict(node), _partial_=True, _convert_="all")
-        return build if node.get("_partial_") else build(**wired)
-    except InstantiationException as error:
-        raise _told(error.__cause__ or error, where) from error
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    values = {key: _made(value, f"{where}.{key}") for key, value in node.items() if key not in SPECIAL}
+    try:  # Hydra, which has targets of its own that it refuses, is shown no values: it would look up what they hold
+        build = instantiate({"_target_": node["_target_"], "_partial_": True})
+        return partial(build, **values) if node.get("_partial_") else build(**values, **wired)
+    except Exception as error:  # in whatever way it fails, it is of these values that no such object can be made
         raise _told(error, where) from error
 
 
-def target_of(node: Node, where: str) -> Callable[..., Any]:
+def _made(value: Any, where: str) -> Any:
+    """A value of a node, which may be a node or hold some."""
+    if isinstance(value, Mapping):
+        below = {key: _made(part, f"{where}.{key}") for key, part in value.items() if "_target_" not in value}
+        return make(value, where) if "_target_" in value else below
+    return [_made(part, where) for part in value] if isinstance(value, list) else value
+
+
+def target_of(node: Any, where: str) -> Callable[..., Any]:
     """The callable that the node names."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise Refused(f"{where} has no _target_; choose one of conf/{where.split('.')[0]}/.")
@@ -54,7 +61,7 @@ def wirable(target: Callable[..., Any], node: Node) -> set[str]:
 def check(node: Node, target: Callable[..., Any], where: str, wired: set[str]) -> None:
     """Refuse keys that the target does not know, values of a wrong type, and gaps."""
     parameters = inspect.signature(target).parameters
-    values = {key: value for key, value in node.items() if not key.startswith("_")}
+    values = {key: value for key, value in node.items() if key not in SPECIAL}
     catches_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key, value in values.items():
         if key not in parameters and not catches_all:
@@ -85,16 +92,25 @@ def check_value(value: Any, kind: Any, where: str) -> None:
     if isinstance(value, Mapping) and "_target_" in value:
         return check(value, target_of(value, where), where, set())
     try:
-        TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter.validate_json(json.dumps(value), strict=True)  # as JSON, whose lists may stand for tuples
+    except (TypeError, RecursionError) as error:
+        raise Refused(f"{where}={shortened(value)} is not possible: it holds more than numbers and words.") from error
     except ValidationError as error:
         problems = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
-        raise Refused(f"{where}={value} is not possible: {problems}.") from error
+        raise Refused(f"{where}={shortened(value)} is not possible: {shortened(problems)}.") from error
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
         return None  # a type of a third party that no plain value has
+
+
+def shortened(value: Any) -> str:
+    """What an error says of a value, which may be long, in one line."""
+    text = " ".join(str(value)[:1000].split())
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def _told(error: BaseException, where: str) -> Refused:
     """What a target says of its values, as one sentence that names the node."""
     if isinstance(error, Refused):
         return error
-    return Refused(f"{where}: {' '.join(str(error).split())}")
+    return Refused(f"{where}: {shortened(error) or type(error).__name__}")

@@ -1,6 +1,7 @@
 """Where the numbers of a run go, beside its own log."""
 
 import os
+import re
 import secrets
 import sys
 from netrc import netrc
@@ -10,6 +11,7 @@ from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
+from ddpm.errors import Refused
 from ddpm.runs import is_follower
 
 
@@ -20,6 +22,8 @@ def wandb(*, project: str, folder: Path) -> WandbLogger:
     all parts of a resumed run are one run.
     """
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_X_DISABLE_META", "true")  # which holds the host, its paths and SLURM's environment
+    os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # seconds of which a kill takes the rows
     return WandbLogger(
         project=project,
         name=folder.name,
@@ -37,11 +41,33 @@ def finish_loggers() -> None:
         sys.modules["wandb"].finish()
 
 
-def _run_id(folder: Path) -> str:
+def kept_id(folder: Path) -> str | None:
+    """The id under which W&B knows a run, if it has one. Raises Refused for anything else."""
     file = folder / "wandb_id"
     if not file.is_file():
-        file.write_text(secrets.token_hex(4) + "\n")
-    return file.read_text().strip()
+        return None
+    name = file.read_text().strip()
+    if not is_id(name):
+        raise Refused(f"{file} holds no name of a run; delete it.")
+    return name
+
+
+def is_id(name: Any) -> bool:
+    """Could this be the id of a run?"""
+    return isinstance(name, str) and re.fullmatch(r"[\w-]{1,64}", name, re.ASCII) is not None
+
+
+def keep_id(folder: Path, run_id: str) -> None:
+    """Note the id of a run in its folder, at once or not at all."""
+    part = folder / "wandb_id.part"
+    part.write_text(run_id + "\n")
+    part.replace(folder / "wandb_id")
+
+
+def _run_id(folder: Path) -> str:
+    run_id = kept_id(folder) or secrets.token_hex(4)
+    keep_id(folder, run_id)
+    return run_id
 
 
 def _offline() -> bool:

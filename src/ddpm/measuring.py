@@ -2,19 +2,20 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from ddpm import rate_distortion, sweep
+from ddpm import nearest, rate_distortion, sweep, texts
 from ddpm.build import Config, build_metrics
 from ddpm.callbacks.progress import Progress
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
-from ddpm.metric import DataMetric, SampleMetric
+from ddpm.given import Given, Replay, given
+from ddpm.metric import DataMetric, Nearest, SampleMetric
 from ddpm.metric.cache import fingerprint
 from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
 from ddpm.precision import precision
@@ -26,38 +27,63 @@ PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-
 def measure(config: Config, overrides: Sequence[str]) -> float | None:
     """Measure as the config of evaluate.py says; print a table, keep a row with what was asked, return one score."""
     metrics = build_metrics(config)
-    draws = any(isinstance(metric, SampleMetric) for metric in metrics.values())
-    model = opened(config, {"optimized_metric": str | None, "results": str | None}, draws)
+    draws = config["images"] is None and any(isinstance(metric, SampleMetric) for metric in metrics.values())
+    model = opened(config, {"optimized_metric": str | None, "results": str | None, "images": str | None}, draws)
     asked = config["optimized_metric"] or next(iter(metrics), None)
     if asked is None or asked not in metrics:
         raise Refused(f"optimized_metric={asked} is not measured; choose one of metric=[...].")
     data, results = data_of(model.loaded, config["data"]), results_of(config, model)
     evaluation = Evaluation(metrics, data, config["num_images"], config["batch_size"])
-    scores, is_first = scored(config, model, evaluation, results.parent / "terms")
+    images = given_images(config, model)
+    scores, is_first = scored(config, model, evaluation, images, results.parent / "terms")
     if is_first:
-        keep(results, {"overrides": list(overrides)} | row(config, model, evaluation, scores))
+        new = row(config, model, evaluation, scores, images)
+        keep(results, {"overrides": list(overrides)} | new)
         sweep.note(results, scores)
-        for metric in evaluation.of_data:
-            for path in rate_distortion.write(metric.details(), metric.place):
-                console.print(f"{metric.name}: {path}", soft_wrap=True)
+        for name, path in written(evaluation, new["protocol"], results.parent / "nearest"):
+            console.print(f"{name}: {path}", soft_wrap=True, markup=False)
         console.print(score_table(scores))
-        console.print(f"results: {results}", soft_wrap=True)
+        console.print(f"results: {results}", soft_wrap=True, markup=False)
     return scores[asked]
 
 
-def scored(config: Config, model: Opened, evaluation: Evaluation, terms: Path) -> tuple[dict[str, float], bool]:
+def given_images(config: Config, model: Opened) -> Given | None:
+    """The samples, if the config names some."""
+    if config["images"] is None:
+        return None
+    return given(config["images"], model.loaded.facts.shape, config["num_images"], weights_key(model))
+
+
+def scored(
+    config: Config, model: Opened, evaluation: Evaluation, images: Given | None, terms: Path
+) -> tuple[dict[str, float], bool]:
     """The scores, and whether this is rank 0. The terms of bounds are kept in a folder."""
     trainer = quiet_trainer(config, [Progress()])
     evaluation.prepare(trainer.strategy.root_device)
     for metric in evaluation.of_data:
         metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model, trainer.precision)}")
-    module = ScoringModule(evaluation, model.module(config["seed"]))
+    drawing = model.module(config["seed"])
+    module = ScoringModule(evaluation, drawing if images is None else Replay(drawing, images))
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     trainer.predict(module, loaders, return_predictions=False)
     return evaluation.results(), trainer.is_global_zero
 
 
-def row(config: Config, model: Opened, evaluation: Evaluation, scores: dict[str, float]) -> dict[str, Any]:
+def written(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:
+    """Leaves what there is besides the scores: the name of each metric that has more, and where it is."""
+    for metric in evaluation.of_data:
+        for path in rate_distortion.write(metric.details(), metric.place):
+            yield metric.name, path
+    for of_samples in evaluation.of_samples.metrics:
+        if isinstance(of_samples, Nearest):
+            told = dict(protocol) | {"metrics": of_samples.protocol()}
+            for path in nearest.write(of_samples, folder / f"{of_samples.name}-{fingerprint({}, told)}"):
+                yield of_samples.name, path
+
+
+def row(
+    config: Config, model: Opened, evaluation: Evaluation, scores: dict[str, float], images: Given | None = None
+) -> dict[str, Any]:
     """All that makes the scores comparable, the scores, and what they were computed with."""
     sampler = dict(config["sampler"])
     protocol = {
@@ -75,6 +101,9 @@ def row(config: Config, model: Opened, evaluation: Evaluation, scores: dict[str,
         "data": model.loaded.facts.as_dict() | {"class_names": len(model.loaded.facts.class_names)},
         "metrics": evaluation.protocol(),
     }
+    if images is not None:  # the sampler and the seed are theirs, if anybody's
+        theirs = {key: images.origin.get(key) for key in ("sampler", "seed")}
+        protocol |= theirs | {"sampler_times": None, "drawing": images.protocol()}
     versions = {package: version(package) for package in PACKAGES}
     return {"protocol": protocol, "scores": scores, "versions": versions, "commit": commit()}
 
@@ -93,10 +122,12 @@ def results_of(config: Config, model: Opened) -> Path:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The rows that a file holds. Raises Refused for a file of anything else."""
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        return [row for row in rows if row["protocol"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise Refused(f"{path} holds other things than results of evaluate.py; set results=FILE.") from error
+        rows: list[dict[str, Any]] = texts.told_by_line(path)
+    except ValueError as fault:
+        raise Refused(f"{path} holds other things than results of evaluate.py; set results=FILE.") from fault
+    if not all(isinstance(row, dict) and isinstance(row.get("protocol"), dict) for row in rows):
+        raise Refused(f"{path} holds other things than results of evaluate.py; set results=FILE.")
+    return rows
 
 
 def identity_of(metric: DataMetric, model: Opened, precision: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -19,6 +20,7 @@ from torchmetrics import MeanMetric
 from ddpm.data.facts import Batch
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.lr_schedule import Factor
+from ddpm.model.sharded import shard, whole
 from ddpm.noise import Stream, normal, scalar, uniform
 from ddpm.objective import Objective
 from ddpm.timestep import Timestep
@@ -57,24 +59,28 @@ class DiffusionModule(LightningModule):
         self.seed, self.batch_size, self.label_dropout = seed, batch_size, label_dropout
         self.input_perturbation = input_perturbation
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # a nan shows
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of a micro-batch (Ho et al. 2020, Algorithm 1)."""
         accumulation = self.trainer.accumulate_grad_batches
-        micro_step = self.global_step * accumulation + batch_idx % accumulation
+        loss, losses, t = self.loss_of(batch, self.global_step * accumulation + batch_idx % accumulation)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_training(loss.detach(), losses.detach(), t)
+        if self.timestep.learns:
+            self.seen.append((batch.number % self.batch_size, t, losses.detach()))
+        return loss
+
+    def loss_of(self, batch: Batch, micro_step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The weighted mean of the losses (b,), these and their t (b,): a function of the batch and of how many
+        micro-batches a rank had before it."""
         torch.manual_seed(scalar(self.seed, Stream.DROPOUT, micro_step, self.global_rank))
         step, position = batch.number // self.batch_size, batch.number % self.batch_size
         t, weights = self.draw_times(step, position)
         eps = normal(self.seed, Stream.TRAIN_EPS, position, step, batch.images.shape[1:])
         extra = self.extra_noise(step, position, eps)
         losses = self.losses(batch, self.kept_labels(batch.labels, step, position), t, eps, extra)
-        loss = (weights.to(losses) * losses).mean()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_training(loss.detach(), losses.detach(), t)
-        if self.timestep.learns:
-            self.show_losses(position, t, losses.detach(), (batch_idx + 1) % accumulation == 0)
-        return loss
+        return (weights.to(losses) * losses).mean(), losses, t
 
     def draw_times(self, step: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """t (b,) and the weights of the losses (b,)."""
@@ -114,18 +120,15 @@ class DiffusionModule(LightningModule):
         for k, mean in enumerate(sums / counts):
             self.log(f"train/loss_quarter_{k + 1}", mean)
 
-    def show_losses(self, position: Tensor, t: Tensor, losses: Tensor, is_last: bool) -> None:
-        """Once a global batch is through, show its losses, in its own order, to the timesteps.
-
-        Before the optimiser steps, so that whatever is saved after the step has seen them.
-        """
-        self.seen.append((position, t, losses))
-        if is_last:
-            mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
-            position, t, losses = (torch.as_tensor(self.all_gather(x)).flatten() for x in mine)
-            self.seen.clear()
-            order = position.argsort()
-            self.timestep.update(t[order], losses[order])
+    def show_losses(self) -> None:
+        """Show the losses of the global batch, in its own order, to the timesteps; of a step that a loss scaler
+        leaves out, those that are numbers."""
+        mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
+        position, t, losses = (torch.as_tensor(self.all_gather(x)).flatten() for x in mine)
+        self.seen.clear()
+        order = position.argsort()
+        order = order[losses[order].isfinite()]
+        self.timestep.update(t[order], losses[order])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss at one fixed t and eps for each image: a smooth curve, whatever the seed of the run."""
@@ -137,9 +140,17 @@ class DiffusionModule(LightningModule):
         self.log("val/loss", self.val_loss, batch_size=len(t))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Whatever is saved after the step has seen its losses."""
+        if self.timestep.learns:
+            self.show_losses()
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", get_total_norm(gradients))
+            self.log("train/gradient_norm", whole(get_total_norm(gradients)))
+
+    def configure_model(self) -> None:
+        """trainer=fsdp, which alone has a mesh of devices, wants the network spread over it."""
+        if self._device_mesh is not None and not isinstance(self.diffusion.network, FSDPModule):
+            shard(self.diffusion.network, self._device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(self.parameters())

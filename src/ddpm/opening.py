@@ -1,28 +1,31 @@
 """What `sample.py` and `evaluate.py` share: a trained model with the sigma and the sampler asked for."""
 
+import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ddpm import texts
 from ddpm.analytic import estimated
-from ddpm.build import Config, build_data, build_sampler, build_trainer, refuse_relaunch
+from ddpm.build import Config, build_data, build_sampler, compile_network, refuse_gaps
 from ddpm.checkpoint import Loaded, load, refuse_foreign
 from ddpm.data.image_data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import check, check_value, make, target_of
+from ddpm.instantiate import check, check_value, make, target_of, wirable
 from ddpm.metric.cache import fingerprint
 from ddpm.precision import device_of
 from ddpm.sampler import Sampler
 from ddpm.sampling import SamplingModule
 from ddpm.sigma import Analytic
+from ddpm.trainer import build_trainer
 
 COMMON_TYPES = {"checkpoint": str, "num_images": int, "batch_size": int, "weights": str, "seed": int}
+PLACES = ("path", "root")  # where data are
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def opened(config: Config, kinds: Mapping[str, Any], draws: bool = True) -> Open
     """Open the checkpoint of a config, whose keys outside the groups are of these kinds. Raises Refused for a sigma
     of its own where a sampler `draws` that would not use it; a bound does."""
     for key, kind in (COMMON_TYPES | dict(kinds)).items():
-        check_value(config[key], kind, key)
+        check_value(config.get(key), kind, key)
+    refuse_gaps(config, ("sampler", "trainer"))
     for key in ("num_images", "batch_size"):
         if config[key] < 1:
             raise Refused(f"{key} is {config[key]}; it must be at least 1.")
@@ -61,7 +65,9 @@ def opened(config: Config, kinds: Mapping[str, Any], draws: bool = True) -> Open
         loaded = replace(loaded, diffusion=_with_sigma(loaded, config))
     if config.get("decoder"):
         loaded = replace(loaded, diffusion=loaded.diffusion.with_decoder(make(decoder, "decoder")).eval())
-    return Opened(loaded, build_sampler(config, loaded.diffusion), sigma, decoder)
+    compile_network(config, loaded.diffusion)
+    used = {key: value for key, value in sigma.items() if key != "cache"}  # where it is kept changes nothing
+    return Opened(loaded, build_sampler(config, loaded.diffusion), used, decoder)
 
 
 def _with_sigma(loaded: Loaded, config: Config) -> GaussianDiffusion:
@@ -86,13 +92,48 @@ def _measured(loaded: Loaded, config: Config) -> dict[str, Any]:
 
 
 def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:
-    """The data set that a model was trained on, with a user's changes (its root, say)."""
-    node = dict(loaded.config["data"])
+    """The data set that a model was trained on, with a user's changes (its root, say).
+
+    The checkpoint may be from anybody: it does not say what is downloaded, how many processes read, or where outside
+    of the working directory data lie. That the user says, or the config that the run's folder keeps.
+    """
+    node = loaded.config["data"]
     refuse_foreign(node, "data")
-    data = build_data({"data": node | dict(changes), "seed": loaded.config["seed"]})
+    check_value(loaded.config["seed"], int, "the checkpoint's seed")
+    node = located(tamed(node), loaded.path) | dict(changes)
+    if lost := sorted(wirable(target_of(node, "data"), node) & {*PLACES}):
+        raise Refused(f"the checkpoint does not tell where its data are on this machine; add +data.{lost[0]}=FOLDER.")
+    data = build_data({"data": node, "seed": loaded.config["seed"]})
     if data.facts.shape != loaded.facts.shape:
         raise Refused(f"the data have images of {data.facts.shape}, but the model makes {loaded.facts.shape}.")
     return data
+
+
+def tamed(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a checkpoint without what only a user decides."""
+    kept = {key: value for key, value in node.items() if key not in PLACES or not _climbs(value)}
+    if "download" in kept:
+        kept["download"] = False
+    if isinstance(workers := kept.get("num_workers"), int):
+        kept["num_workers"] = min(workers, os.cpu_count() or 1)
+    return kept
+
+
+def _climbs(place: Any) -> bool:
+    """Does it lead out of the working directory?"""
+    return isinstance(place, str) and (Path(place).is_absolute() or ".." in Path(place).parts)
+
+
+def located(node: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """The data with the places that the config in the folder of the checkpoint's run tells, where they lack them.
+
+    Data that are read from a `path` keep copies below their root, which is the user's business alone.
+    """
+    told = texts.settings(checkpoint.parent.with_name("config.yaml")).get("data")
+    if not isinstance(told, dict) or told.get("_target_") != node["_target_"]:
+        return dict(node)
+    read = {"path": told.get("path"), "root": None} if "path" in told else {"root": told.get("root")}
+    return {key: place for key, place in read.items() if place is None or isinstance(place, str)} | dict(node)
 
 
 def weights_key(model: Opened) -> str:
@@ -113,6 +154,4 @@ class EndAtOnce(Callback):
 def quiet_trainer(config: Config, callbacks: list[Any]) -> Trainer:
     """A Trainer that only predicts: no log, no checkpoint."""
     node = config["trainer"] | {"enable_checkpointing": False}
-    trainer = build_trainer({"trainer": node}, [*callbacks, EndAtOnce()])
-    refuse_relaunch(trainer, HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
-    return trainer
+    return build_trainer({"trainer": node}, [*callbacks, EndAtOnce()])

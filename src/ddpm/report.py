@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ddpm.callbacks.run_log import RunLog, plot_loss, read
@@ -61,4 +62,4 @@ def score_table(scores: Mapping[str, float]) -> Table:
 def _list(rows: Mapping[str, str]) -> None:
     """One line each, however long: a path that is broken over lines can not be copied."""
     for name, value in rows.items():
-        console.print(f"[bold]{name:16}[/bold]{value}", soft_wrap=True, highlight=False)
+        console.print(f"[bold]{name:16}[/bold]{escape(value)}", soft_wrap=True, highlight=False)

@@ -8,15 +8,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ddpm import texts
 from ddpm.errors import Refused
 
 _CHOSEN = "DDPM_RUN_FOLDER"  # how the ranks that Lightning launches learn it
@@ -47,19 +48,63 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Add to the run's `status.json`, atomically; only rank 0 does."""
-        if self.lock is None:
-            return
-        file = self.folder / "status.json"
-        part = file.with_name("status.json.part")
-        part.write_text(json.dumps(status(self.folder) | facts, indent=2) + "\n")
-        part.replace(file)
+        if self.lock is not None:
+            note(self.folder, **facts)
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Add to the `status.json` of a run, atomically."""
+    file = folder / "status.json"
+    part = file.with_name("status.json.part")
+    part.write_text(json.dumps(status(folder) | facts, indent=2) + "\n")
+    part.replace(file)
 
 
 def status(folder: Path) -> dict[str, Any]:
     """What `status.json` of a run tells: overrides, state, reason, scores."""
     file = folder / "status.json"
-    told: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return told
+    try:
+        told = texts.told(file) if file.is_file() else {}
+    except ValueError as fault:
+        raise Refused(f"{file} is damaged ({fault}); delete it.") from fault
+    if not _is_status(told):
+        raise Refused(f"{file} holds other things than the state of a run; delete it.")
+    return dict(told)
+
+
+def _is_status(told: Any) -> bool:
+    if not isinstance(told, dict):
+        return False
+    overrides, scores = told.get("overrides", []), told.get("scores", {})
+    words = [told.get("state", ""), told.get("reason") or "", *(overrides if isinstance(overrides, list) else [None])]
+    numbers = scores.values() if isinstance(scores, dict) else [None]
+    return all(isinstance(word, str) for word in words) and all(isinstance(n, int | float) for n in numbers)
+
+
+def state(folder: Path) -> str:
+    """How a run ended, or that it runs. One that says so itself may have been killed: then nobody holds its lock."""
+    told: str = status(folder)["state"]
+    if told != "running":
+        return told
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return "killed"
+    except Timeout:
+        return told
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, float] | None:
+    """The scores of a run that has ended as this very config asks; None if there is anything left to do."""
+    before = texts.settings(folder / "config.yaml")  # read first: a rank 0 that goes on rewrites it after the state
+    told = status(folder)
+    return (
+        told.get("scores") if before | {"resume": config["resume"]} == config and told["state"] == "finished" else None
+    )
+
+
+def restarted() -> bool:
+    """Has SLURM or torchrun started this job again, after an end that was not its own?"""
+    return any(int(os.environ.get(f"{by}_RESTART_COUNT", 0)) > 0 for by in ("SLURM", "TORCHELASTIC"))
 
 
 def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
@@ -86,11 +131,15 @@ def _folder(root: Path, name: str, resume: str | None) -> Path:
         if not folder.is_dir():
             raise Refused(f"resume={resume} is no run's folder; give one, or resume=auto.")
         return folder
-    taken = [root / name] + [root / f"{name}-{k}" for k in range(2, 100_000)]
-    first_free = next(k for k, folder in enumerate(taken) if _is_free(folder))
-    if resume == "auto" and first_free > 0:
-        return taken[first_free - 1]
-    return _claimed(taken[first_free:])
+    taken = list(takewhile(lambda folder: not _is_free(folder), _numbered(root, name)))
+    if resume == "auto" and taken:
+        return taken[-1]
+    return _claimed(islice(_numbered(root, name), len(taken), None))
+
+
+def _numbered(root: Path, name: str) -> Iterator[Path]:
+    """The folders that runs of one name may have."""
+    return (root / (f"{name}-{k}" if k > 1 else name) for k in range(1, 100_000))
 
 
 def _is_free(folder: Path) -> bool:
@@ -98,7 +147,7 @@ def _is_free(folder: Path) -> bool:
     return not folder.exists() or (status(folder).get("state") == "refused" and not (folder / "checkpoints").exists())
 
 
-def _claimed(candidates: Sequence[Path]) -> Path:
+def _claimed(candidates: Iterable[Path]) -> Path:
     """The first candidate that this process could make: two that start together get two folders."""
     for folder in candidates:
         folder.parent.mkdir(parents=True, exist_ok=True)

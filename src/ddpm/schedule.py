@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from ddpm.errors import Refused
 from ddpm.types import Factors, Times
 
+_MOST = 10**6  # steps; published schedules have up to 4,000
+
 
 class NoiseSchedule(nn.Module):
     """The numbers of the forward process at the times of a batch, as float64 Factors.
@@ -105,8 +107,8 @@ def _check(betas: Tensor) -> None:
 
 
 def _checked(num_steps: int) -> int:
-    if num_steps < 2:
-        raise Refused(f"schedule.num_steps is {num_steps}, but a diffusion needs at least 2 steps.")
+    if not 2 <= num_steps <= _MOST:
+        raise Refused(f"schedule.num_steps is {num_steps}, but a diffusion has at least 2 steps and at most {_MOST:,}.")
     return num_steps
 
 

@@ -8,7 +8,7 @@ import csv
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +19,91 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Shown
 
+from ddpm.errors import Refused
+from ddpm.privacy import without_paths
+from ddpm.runs import state, status
+from ddpm.submitted import lost_jobs_fail
 
-@dataclass(frozen=True)
-class Job:
-    """What came of a job of evaluate.py: its overrides, the rest of its row, and where its scores were written."""
+Noted = tuple[Path, dict[str, float]]  # the file of the results, and the scores
 
-    chosen: dict[str, str]
-    outcome: dict[str, str]
-    folder: Path | None
-
-
-_started: list[Path] = []
-_jobs: list[Job] = []
-_noted: list[tuple[Path, Mapping[str, float]]] = []  # the scores of the job that runs now
+_runs: list[Path] = []  # the folders that the jobs of a sweep of train.py have theirs in
+_jobs: list[Path] = []  # the folder with what came of each job of a sweep of evaluate.py
+_noted: list[Noted] = []  # of the job that runs now
 
 
-class Table(Callback):
-    """Remembers that a sweep has started. Hydra's own end of a sweep is not called when a job failed, so
+class Sweep(Callback):
+    """Looks over a sweep before its first job. Hydra's own end of a sweep is not called when a job failed, so
     `finish` is for whoever has started Hydra."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         refuse_mistyped(config.hydra.overrides.task)
-        _started.append(Path(config.runs) / config.name)
+        if config.hydra.runtime.choices["hydra/launcher"].startswith("submitit"):
+            lost_jobs_fail()
 
 
-class Jobs(Callback):
-    """Keeps what came of each job of a sweep of evaluate.py."""
+class Table(Sweep):
+    """A sweep of train.py."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        refuse_mistyped(config.hydra.overrides.task)
+        super().on_multirun_start(config)
+        dealt = {"runs": [config.runs], "name": [config.name]}
+        _runs.extend(
+            Path(runs) / name for runs, name in product(*(dealt | swept(config.hydra.overrides.task)).values())
+        )
+
+
+class Jobs(Sweep):
+    """A sweep of evaluate.py: a file for each of its jobs, whichever process that runs in."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        super().on_multirun_start(config)
+        _jobs.append(Path(config.hydra.sweep.dir))
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        _noted.clear()
+        if config.hydra.mode == RunMode.MULTIRUN:
+            write(config, {"state": "killed"})  # until it has ended otherwise
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
-            _jobs.append(as_job(job_return))
-        _noted.clear()
+            write(config, outcome(job_return))
+
+
+def write(config: DictConfig, outcome: Mapping[str, Any]) -> None:
+    """Keep what came of a job of a sweep of evaluate.py."""
+    file = Path(config.hydra.sweep.dir) / f"{config.hydra.job.num:06d}.json"
+    file.write_text(json.dumps({"overrides": list(config.hydra.overrides.task), **outcome}))
+
+
+def outcome(job_return: JobReturn) -> dict[str, Any]:
+    """How a job ended and why, its scores and their file."""
+    done = job_return.status == JobStatus.COMPLETED
+    reason = "" if done else " ".join(str(job_return._return_value).split())  # its property would raise it
+    scores = {name: value for _, noted in _noted for name, value in noted.items()}
+    results = str(_noted[0][0]) if _noted else None
+    return {"state": "finished" if done else "failed", "scores": scores, "reason": reason, "results": results}
 
 
 def note(results: Path, scores: Mapping[str, float]) -> None:
     """Tell the table of a sweep what the job that runs now has measured, and where it was written."""
-    _noted.append((results, scores))
+    _noted.append((results, dict(scores)))
 
 
-def as_job(job_return: JobReturn) -> Job:
-    """A job's overrides, how it ended and why, its scores."""
-    done = job_return.status == JobStatus.COMPLETED
-    reason = "" if done else " ".join(str(job_return._return_value).split())  # its property would raise it
-    scores = {name: value for _, noted in _noted for name, value in noted.items()}
-    outcome = {"state": "finished" if done else "failed"} | rounded(scores) | {"reason": reason}
-    return Job(as_dict(job_return.overrides or []), outcome, _noted[0][0].parent if _noted else None)
+def noted() -> list[Noted]:
+    """What the job that runs now has measured."""
+    return list(_noted)
+
+
+def swept(overrides: Sequence[str], keys: Sequence[str] = ("runs", "name")) -> dict[str, list[str]]:
+    """The values that a sweep deals out to some keys, for those that it does."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    dealt = [override for override in parsed if override.key_or_group in keys and override.is_sweep_override()]
+    return {
+        override.key_or_group: [text.strip("\"'") for text in override.sweep_string_iterator()] for override in dealt
+    }
 
 
 def refuse_mistyped(overrides: Sequence[str]) -> None:
@@ -84,11 +119,10 @@ def refuse_mistyped(overrides: Sequence[str]) -> None:
 
 def finish() -> None:
     """Write and show the table of each sweep that this process has started."""
-    while _started:
-        show(_started.pop())
-    if _jobs:
-        show_jobs(_jobs)
-        _jobs.clear()
+    while _runs:
+        show(_runs.pop(0))
+    while _jobs:
+        show_jobs(_jobs.pop(0))
 
 
 def show(folder: Path) -> None:
@@ -96,24 +130,29 @@ def show(folder: Path) -> None:
     present([as_row(file) for file in sorted(folder.glob("*/status.json"))], folder / "table")
 
 
-def show_jobs(jobs: Sequence[Job]) -> None:
+def show_jobs(folder: Path) -> None:
     """Print the jobs of a sweep of evaluate.py, and write `evaluations.csv` and `.md` beside the first results. What
     all jobs have in common stands above the table, not in it."""
-    shared = [item for item in jobs[0].chosen.items() if all(item in job.chosen.items() for job in jobs)]
-    rows = [dict(item for item in job.chosen.items() if item not in shared) | job.outcome for job in jobs]
+    jobs = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    chosen = [as_dict(job["overrides"]) for job in jobs]
+    shared = [item for item in chosen[0].items() if all(item in other.items() for other in chosen)] if jobs else []
+    rows = [
+        {key: text for key, text in mine.items() if (key, text) not in shared} | as_outcome(job)
+        for mine, job in zip(chosen, jobs, strict=True)
+    ]
     print("all with", *(f"{key}={text}" for key, text in shared))
-    folder = next((job.folder for job in jobs if job.folder is not None), None)
-    present(rows, folder / "evaluations" if folder else None)
+    results = next((job["results"] for job in jobs if job.get("results")), None)
+    present(rows, Path(results).parent / "evaluations" if results else None)
 
 
 def present(rows: Sequence[Mapping[str, str]], stem: Path | None) -> None:
     """Print a table, one row a mapping, and write it as `stem`.csv and `stem`.md."""
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "reason"))
     columns += ["reason"] if any(row["reason"] for row in rows) else []
-    cells = [[row.get(name, "") for name in columns] for row in rows]
+    cells = [[without_paths(row.get(name, "")) for name in columns] for row in rows]
     table = Shown(*columns)
     for row in cells:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     console.print(table)
     if stem is None:
@@ -121,14 +160,21 @@ def present(rows: Sequence[Mapping[str, str]], stem: Path | None) -> None:
     with stem.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows([columns, *cells])
     stem.with_suffix(".md").write_text(markdown(columns, cells))
-    console.print(f"table: {stem}.csv, {stem}.md", soft_wrap=True)
+    console.print(f"table: {stem}.csv, {stem}.md", soft_wrap=True, markup=False)
 
 
 def as_row(file: Path) -> dict[str, str]:
     """One run: its overrides, how it ended and why, its scores."""
-    told = json.loads(file.read_text())
-    outcome = {"state": told["state"]} | rounded(told.get("scores", {})) | {"reason": told.get("reason") or ""}
-    return {"run": file.parent.name} | as_dict(told.get("overrides", [])) | outcome
+    try:
+        told = status(file.parent) | {"state": state(file.parent)}
+    except Refused as fault:
+        told = {"state": "unknown", "reason": str(fault)}
+    return {"run": file.parent.name} | as_dict(told.get("overrides", [])) | as_outcome(told)
+
+
+def as_outcome(told: Mapping[str, Any]) -> dict[str, str]:
+    """How it ended, its scores, and why it ended so."""
+    return {"state": told["state"]} | rounded(told.get("scores", {})) | {"reason": told.get("reason") or ""}
 
 
 def as_dict(overrides: Sequence[str]) -> dict[str, str]:

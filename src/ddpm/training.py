@@ -1,11 +1,14 @@
 """A training run from its resolved config to its scores."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import OmegaConf
 from pydantic import StrictBool
 
@@ -15,22 +18,23 @@ from ddpm.build import (
     build_data,
     build_loggers,
     build_module,
-    build_trainer,
-    refuse_batch,
-    refuse_relaunch,
-    refuse_scaling,
+    refuse_gaps,
 )
 from ddpm.callbacks.checkpoint import PREVIOUS
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
-from ddpm.checkpoint import MODEL_GROUPS, read
-from ddpm.checkpoint_io import AtomicCheckpointIO
-from ddpm.errors import Refused
-from ddpm.instantiate import check_value
+from ddpm.callbacks.stop import StopWhenAsked
+from ddpm.checkpoint import MODEL_GROUPS, resumable
+from ddpm.checkpoint_io import FULL, AtomicCheckpointIO
+from ddpm.errors import Failed, Refused
+from ddpm.instantiate import check_value, shortened, target_of
+from ddpm.loggers import is_id, keep_id, kept_id
 from ddpm.noise import Stream, scalar
+from ddpm.privacy import public
 from ddpm.report import announce, console, training_report
 from ddpm.runs import Run
+from ddpm.trainer import build_trainer, refuse_batch, refuse_scaling
 
 PLACE_TYPES = {"name": str, "runs": str, "resume": str | None}
 ROOT_TYPES = {
@@ -45,17 +49,18 @@ ROOT_TYPES = {
 def check_place(config: Config) -> None:
     """The keys that say where a run is must have possible values before there is a place to note others."""
     for key, kind in PLACE_TYPES.items():
-        check_value(config[key], kind, key)
+        check_value(config.get(key), kind, key)
 
 
 def settings(config: Config) -> Config:
     """The config, if the keys that belong to no group have possible values."""
     for key, kind in ROOT_TYPES.items():
-        check_value(config[key], kind, key)
+        check_value(config.get(key), kind, key)
+    refuse_gaps(config)
     return config
 
 
-def train(config: Config, run: Run, in_sweep: bool = False) -> dict[str, float]:
+def train(config: Config, run: Run) -> dict[str, float]:
     """Train as the config says, go on where the run's last checkpoint left off, and return the scores."""
     data = build_data(config)
     torch.manual_seed(scalar(config["seed"], Stream.INIT))
@@ -66,58 +71,137 @@ def train(config: Config, run: Run, in_sweep: bool = False) -> dict[str, float]:
     metric = config["optimized_metric"]
     if metric is not None and not any(isinstance(callback, Evaluate) for callback in callbacks):
         raise Refused(f"optimized_metric={metric} needs callbacks.evaluation; add it, or set optimized_metric=null.")
+    start = newest(run)
+    if start is not None:
+        keep_wandb_id(run, start)
     log, loggers = RunLog(run.folder), build_loggers(config, run.folder)
-    trainer = build_trainer(config, callbacks, [log, *loggers], [AtomicCheckpointIO()], run.folder)
+    plugins = [AtomicCheckpointIO()]
+    trainer = build_trainer(config, [*callbacks, StopWhenAsked()], [log, *loggers], plugins, run.folder)
     refuse_batch(data.batch_size, trainer)
     refuse_scaling(config, trainer)
-    refuse_relaunch(trainer, in_sweep)
-    checkpoint = resumed(run, log, callbacks, config)
+    checkpoint = resumed(run, start, log, callbacks, config)
+    del start  # or its weights would stay in memory
     if run.lock is not None:
         (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     for logger in loggers:
-        logger.log_hyperparams(config)
+        logger.log_hyperparams(module.card["config"])
     announce(config, trainer, module, run.folder)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with room_in(run.folder):
+        fit(trainer, module, data, checkpoint)
     scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
     if trainer.is_global_zero:
         training_report(run.folder, log, scores)
     return scores
 
 
-def resumed(run: Run, log: RunLog, callbacks: Sequence[Callback], config: Config) -> Path | None:
-    """The checkpoint to go on from, if there is one; the log is cut back to where it was then."""
-    if not run.last_checkpoint.exists():
+class Begun(Callback):
+    """Knows whether training has begun, all that a checkpoint holds being restored."""
+
+    yes = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.yes = True
+
+
+def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, checkpoint: Path | None) -> None:
+    """Train. Raises Refused for a checkpoint that is whole and does not fit this run."""
+    begun = Begun()
+    trainer.callbacks.append(begun)  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if checkpoint is None or begun.yes or isinstance(error, Refused):
+            raise
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise Refused(f"{checkpoint} does not fit this run ({reason}); set name=NAME for a new one.") from error
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Within it, what finds no room on the disk raises Failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise Failed(
+            f"there is no room left in {folder} ({error.strerror}): make some, then go on from the last checkpoint "
+            "with resume=auto."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Start:
+    """The checkpoint that a run goes on from."""
+
+    path: Path
+    content: dict[str, Any]
+
+
+def resumed(run: Run, start: Start | None, log: RunLog, callbacks: Sequence[Callback], config: Config) -> Path | None:
+    """The checkpoint to go on from, if there is one and this command can; the log is cut back to where it was then."""
+    if start is None:
         if run.lock is not None:
             log.cut(0)
         return None
-    path, content = newest(run)
+    content = start.content
     refuse_change(content["ddpm"]["config"], config)
+    tell_other_rate(content["ddpm"]["config"], config, content["global_step"])
     if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
         raise Refused(
             "this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME."
         )
     if run.lock is not None:
         log.cut(content["callbacks"]["SaveLast"]["log_bytes"])
-    return path
+    return start.path
 
 
-def newest(run: Run) -> tuple[Path, dict[str, Any]]:
-    """The run's last checkpoint, or the one before it where that is damaged."""
-    previous = run.last_checkpoint.with_name(PREVIOUS)
-    try:
-        return run.last_checkpoint, read(run.last_checkpoint)
-    except Refused as damage:
-        if not previous.exists():
-            raise
-        console.print(f"{damage} This run goes on from {previous}.", soft_wrap=True)
-        return previous, read(previous)
+def newest(run: Run) -> Start | None:
+    """The run's last checkpoint, or the one before it where that is damaged or gone."""
+    last, previous = run.last_checkpoint, run.last_checkpoint.with_name(PREVIOUS)
+    told = f"{last} is gone."
+    if last.exists():
+        try:
+            return Start(last, resumable(last))
+        except Refused as damage:
+            if not previous.exists():
+                raise
+            told = str(damage)
+    if not previous.exists():
+        return None
+    start = Start(previous, resumable(previous))
+    if run.lock is not None:
+        console.print(f"{told} This run goes on from {previous}.", soft_wrap=True, markup=False)
+    return start
+
+
+def keep_wandb_id(run: Run, start: Start) -> None:
+    """A folder that has lost the id of its run at W&B has it from the checkpoint."""
+    run_id = start.content["callbacks"]["SaveLast"].get("wandb_id")
+    if run.lock is not None and is_id(run_id) and not kept_id(run.folder):
+        keep_id(run.folder, run_id)
+
+
+def tell_other_rate(before: Config, now: Config, step: int) -> None:
+    """Say where a run does not go on as if it had been as long from the start."""
+    trainer = before.get("trainer")
+    old, new = trainer.get("max_steps") if isinstance(trainer, dict) else None, now["trainer"]["max_steps"]
+    bends = "max_steps" in signature(target_of(now["lr_schedule"], "lr_schedule")).parameters
+    if bends and isinstance(old, int) and old != new:
+        console.print(
+            f"this run was begun for {old} steps: the learning rate goes on from step {step} as in a run of {new}, "
+            "which the steps before did not.",
+            soft_wrap=True,
+        )
 
 
 def refuse_change(before: Config, now: Config) -> None:
     """A run goes on as it began: what shapes the model, the data or their order may not change."""
+    before, now = public(before), public(now)  # where things are may change
+    old_data: Config = before["data"] if isinstance(before.get("data"), dict) else {}
     shaping = ("seed", "objective", "timestep", "label_dropout", "input_perturbation", "zero_terminal_snr")
     pairs = [(key, before.get(key), now.get(key)) for key in (*MODEL_GROUPS, *shaping)]
-    pairs += [(f"data.{key}", before["data"].get(key), now["data"].get(key)) for key in sorted(now["data"])]
+    pairs += [(f"data.{key}", old_data.get(key), now["data"].get(key)) for key in sorted(now["data"])]
     for key, old, new in pairs:
         if old != new and key not in ("data.root", "data.num_workers", "data.download"):
             raise Refused(f"this run was begun with another {key}; leave it as it was, or set name=NAME for a new run.")

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm.errors import Refused
@@ -40,7 +41,22 @@ class EMA(WeightAveraging):
             raise Refused(f"callbacks.ema.decay is {decay}; it must lie in [0, 1): the paper has 0.9999.")
         super().__init__(use_buffers=False)
         self.decay, self.warmup = decay, warmup
+        self._stepped = False
         self._raw: list[Tensor] | None = None  # the raw weights while the module holds the averages
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """After each step that the optimizer took: a loss scaler leaves some out."""
+        return step_idx is not None and self._stepped
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self._note_step)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._stepped = False
+
+    def _note_step(self, *_: Any) -> None:
+        self._stepped = True
 
     def decay_after(self, updates: int) -> float:
         """d for the update that follows `updates` earlier ones."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from ddpm.callbacks.checkpoint import BEST
+from ddpm.callbacks.checkpoint import BEST, write
 from ddpm.callbacks.every import EveryNSteps, measuring
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
@@ -75,7 +75,7 @@ class Evaluate(EveryNSteps):
         value, sign = self.scores[self.monitor], self._sign(self.monitor)
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best = value
-            trainer.save_checkpoint(self.best_path)
+            write(trainer, self.best_path)
 
     def _sign(self, name: str) -> int:
         return 1 if self.evaluation.metrics[name].larger_is_better else -1

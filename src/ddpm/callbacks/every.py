@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ddpm.callbacks.ema import averaged
 from ddpm.callbacks.throughput import pause
 from ddpm.errors import Refused
+from ddpm.model.sharded import gathered
 
 
 class EveryNSteps(Callback, ABC):
@@ -55,7 +56,7 @@ def measuring(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     was_training = module.training
     module.eval()
     try:
-        with averaged(trainer), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with averaged(trainer), gathered(module), torch.no_grad(), trainer.precision_plugin.forward_context():
             yield
     finally:
         module.train(was_training)

@@ -1,6 +1,8 @@
 """A run whose numbers are lost stops at once, before an optimizer step, the average or a file takes them."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,67 +10,115 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from ddpm.errors import Diverged
+from ddpm.callbacks.lost import FILE, Lost, is_sharded
+from ddpm.data.image_data import ImageData
+from ddpm.errors import Diverged, Refused
+from ddpm.model.sharded import whole
 
 
 class StopOnNonFinite(Callback):
     """Raises Diverged when the loss, or the norm of its gradient, is nan or infinite.
 
+    The message names the step, its images, and what overflowed first when the step is run once more; `diverged.json`
+    in the run's folder has them all.
+
     Ranks stop together. What a rank saw is summed over all of them, after the gradients are, so that each
     reads the same numbers in the same step and none is left waiting for another.
 
-    On a CPU the numbers are read before the optimizer steps: weights and averages stay good. On a GPU that
-    would make the host wait for the device in every step, so they are copied behind its back and read one
-    step later, when they have long arrived, but always before a file is written or a validation begins:
-    at most the memory of a run that ends takes one bad step.
+    The numbers are read before the optimizer steps: weights and averages stay good. On a GPU that would make the
+    host wait for the device in every step. So a fused optimizer is told on the device to leave a bad step out, while
+    the numbers are copied behind the host's back and read one step later, when they have long arrived, but always
+    before a file is written or a validation begins. Others are waited for.
 
-    Under the loss scaling of 16-mixed an infinite gradient is an everyday event, which the scaler answers
-    by leaving the step out; there only the loss itself is watched.
+    Under the loss scaling of 16-mixed a gradient that overflows is an everyday event, which the scaler answers by
+    leaving the step out and halving its scale. Such steps are counted (`train/skipped_steps`), and the run ends only
+    after `most_left_out` of them in a row.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, most_left_out: int, folder: Path, data: ImageData) -> None:
+        if most_left_out < 1:
+            raise Refused(f"callbacks.finite.most_left_out is {most_left_out}; it must be at least 1.")
+        self.most_left_out, self.folder, self.data = most_left_out, folder, data
+        self.skipped = self.in_a_row = 0
         self._bad_loss: Tensor | None = None  # on the device: any in the micro-batches of this step?
-        self.unread: Verdict | None = None
+        self._unread: Verdict | None = None
+        self._end: Diverged | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What an earlier attempt left is out of date."""
+        if trainer.is_global_zero:
+            (self.folder / FILE).unlink(missing_ok=True)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         bad = ~torch.isfinite(loss.detach())
         self._bad_loss = bad if self._bad_loss is None else self._bad_loss | bad
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        self.check()
+        self.check(trainer)
         bad_loss, self._bad_loss = self._bad_loss, None
         assert bad_loss is not None
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        bad_gradient = torch.zeros_like(bad_loss) if scaled else ~torch.isfinite(_gradient_norm(pl_module))
-        counts = torch.stack([bad_loss, bad_gradient]).float()
+        counts = torch.stack([bad_loss, ~torch.isfinite(_gradient_norm(pl_module))]).float()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(counts)
-        self.judge(trainer.global_step + 1, counts)
-
-    def judge(self, step: int, counts: Tensor) -> None:
-        """Reads the counts now where that costs nothing, else leaves them for later."""
-        if counts.is_cuda:
-            on_host = torch.empty(counts.shape, pin_memory=True).copy_(counts, non_blocking=True)
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-            self.unread = Verdict(step, on_host, arrived)
+        step = trainer.global_step + 1
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            self.count(trainer, Verdict(step, counts, None))
+        elif self.may_wait(trainer, optimizer, counts):
+            optimizer.found_inf = counts.sum().clamp(max=1)  # type: ignore[attr-defined]  # the loss scaler's own way
+            self._unread = Verdict.later(step, counts)
         else:
-            Verdict(step, counts, None).read()
+            self.judge(trainer, Verdict(step, counts, None))
 
-    def check(self) -> None:
+    def may_wait(self, trainer: Trainer, optimizer: Optimizer, counts: Tensor) -> bool:
+        """May the host read these later, since the device leaves a bad step out by itself? Not where a timestep
+        learns from the losses, by which a second run of the step would see other t, nor where weights are spread over
+        ranks."""
+        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+        learns = trainer.lightning_module.timestep.learns  # type: ignore[union-attr]
+        return counts.is_cuda and fused and not learns and not is_sharded(trainer)
+
+    def count(self, trainer: Trainer, verdict: "Verdict") -> None:
+        """A step of a loss scaler, which reads the same numbers in a moment: waiting costs nothing."""
+        losses, gradients = verdict.read()
+        self.in_a_row = self.in_a_row + 1 if gradients else 0
+        self.skipped += bool(gradients)
+        if verdict.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            trainer.lightning_module.log("train/skipped_steps", float(self.skipped))
+        if self.in_a_row >= self.most_left_out or (losses and not gradients):
+            self.judge(trainer, verdict)
+
+    def judge(self, trainer: Trainer, verdict: "Verdict") -> None:
+        """Raises Diverged if the step was bad; all ranks come here together."""
+        losses, gradients = verdict.read()
+        if losses or gradients:
+            what = "training loss" if losses else "gradient of the training loss"
+            raise Lost(what, verdict.step, self.in_a_row).told(trainer, self.data, self.folder)
+
+    def check(self, trainer: Trainer) -> None:
         """Raises Diverged if the last step was bad, and once more when that exception asks for a save."""
-        if self.unread is not None:
-            self.unread.read()
-            self.unread = None
+        if self._unread is not None:
+            unread, self._unread = self._unread, None
+            try:
+                self.judge(trainer, unread)
+            except Diverged as end:
+                self._end = end
+        if self._end is not None:
+            raise self._end
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
-        self.check()
+        self.check(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check()
+        self.check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.check()
+        self.check(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row} if self.skipped else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
 
 @dataclass(frozen=True)
@@ -79,18 +129,23 @@ class Verdict:
     counts: Tensor
     arrived: torch.cuda.Event | None
 
-    def read(self) -> None:
-        """Raises Diverged if any did."""
+    @classmethod
+    def later(cls, step: int, counts: Tensor) -> "Verdict":
+        """On its way to the host, behind its back; on a CPU it is there."""
+        if not counts.is_cuda:
+            return cls(step, counts, None)
+        on_host = torch.empty(counts.shape, pin_memory=True).copy_(counts, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        return cls(step, on_host, arrived)
+
+    def read(self) -> tuple[float, float]:
+        """The two counts."""
         if self.arrived is not None:
             self.arrived.synchronize()
         losses, gradients = self.counts.tolist()
-        if losses or gradients:
-            what = "The training loss" if losses else "The gradient of the training loss"
-            raise Diverged(
-                f"{what} is nan or infinite in step {self.step}: lower optimizer.lr, clip gradients harder "
-                "(trainer.gradient_clip_val), or compute in float32 (trainer.precision=32-true)."
-            )
+        return losses, gradients
 
 
 def _gradient_norm(module: LightningModule) -> Tensor:
-    return get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return whole(get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))

@@ -10,7 +10,6 @@ table of it. Values are written in full precision: two equal runs differ in thei
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from ddpm.checkpoint_io import synchronise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,11 +78,13 @@ class RunLog(Logger):
             with self.path.open("ab") as file:
                 file.truncate(min(size, self.path.stat().st_size))
 
-    def after_save_checkpoint(self, checkpoint_callback: object) -> None:
-        self._synchronise()
+    @rank_zero_only
+    def save(self) -> None:
+        if self.path.exists():
+            synchronise(self.path)
 
     def finalize(self, status: str) -> None:
-        self._synchronise()
+        self.save()
 
     def _mend(self) -> None:
         """Before the first line: the header of a new file, or the end of one whose last line was torn off."""
@@ -95,12 +98,6 @@ class RunLog(Logger):
             if b"\n" not in text:
                 file.write(_text([HEADER]).encode())
         self._mended = True
-
-    @rank_zero_only
-    def _synchronise(self) -> None:
-        if self.path.exists():
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
 
 
 def read(path: Path) -> History:

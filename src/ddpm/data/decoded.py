@@ -10,14 +10,15 @@ from torch import Tensor
 
 from ddpm.data.decode import Decoder, UnreadableError, height_and_width
 from ddpm.data.image_data import ImageData
-from ddpm.errors import Refused
+from ddpm.errors import Failed
 
 
 class DecodedSet(ABC):
     """An ImageSet of encoded images.
 
     An unreadable image is named in a warning, once, and the next readable one of the set stands in for
-    it: what an index gives is a function of the files, whoever asks and in whatever order.
+    it: what an index gives is a function of the files, whoever asks and in whatever order. Once unreadable, an image
+    stays so while the process lasts.
 
     Args:
         labels: (N,) int64.
@@ -37,7 +38,11 @@ class DecodedSet(ABC):
 
     @abstractmethod
     def source(self, index: int) -> Path | bytes:
-        """The file of the image, or its bytes."""
+        """The file of the image, or its bytes.
+
+        Raises:
+            UnreadableError: with the reason.
+        """
 
     @property
     def num_unreadable(self) -> int:
@@ -51,7 +56,7 @@ class DecodedSet(ABC):
         """Levels (b, c, h, w) uint8 and labels (b,) int64.
 
         Raises:
-            Refused: if no image is readable, or one is not and that is fatal.
+            Failed: if no image is readable, or one is not and that is fatal.
         """
         index = torch.as_tensor(indices, dtype=torch.long)
         found = [self._readable(i) for i in index.tolist()]
@@ -64,7 +69,10 @@ class DecodedSet(ABC):
             levels = self._levels(i % len(self))
             if levels is not None:
                 return i % len(self), levels
-        raise Refused(f"none of the {len(self)} images can be read, {self.name(index)} to begin with")
+        raise Failed(
+            f"none of the {len(self)} images can be read, {self.name(index)} to begin with: mend them, "
+            "or choose other data"
+        )
 
     def _levels(self, index: int) -> Tensor | None:
         if self._unreadable[index]:
@@ -77,7 +85,7 @@ class DecodedSet(ABC):
 
     def _report(self, index: int, fault: UnreadableError) -> None:
         if self.unreadable_is_fatal:
-            raise Refused(
+            raise Failed(
                 f"{self.name(index)} can not be read ({fault}): mend or remove it, "
                 "or pass data.unreadable_is_fatal=false to do without it"
             ) from fault

@@ -1,9 +1,15 @@
 """What is known of a data set without opening it."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
 from torch import Tensor
+
+from ddpm.errors import Refused
+
+_MOST = 2**25  # numbers of an image: 3 x 3344 x 3344
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,13 @@ class Facts:
     class_names: tuple[str, ...]  # empty where the images carry no labels
     note: str  # one sentence on the splits: what "train" and "test" are
 
+    def __post_init__(self) -> None:
+        """Raises Refused for images of no size or of one beyond all use, and for no grey levels."""
+        if min(self.shape) < 1 or math.prod(self.shape) > _MOST:
+            raise Refused(f"images of shape {self.shape} are not possible: at most {_MOST:,} numbers, and at least 1.")
+        if self.num_levels is not None and not 2 <= self.num_levels <= 2**16:
+            raise Refused(f"images of {self.num_levels} grey levels are not possible: from 2 to {2**16}.")
+
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
@@ -25,8 +38,9 @@ class Facts:
         return asdict(self) | {"shape": list(self.shape), "class_names": list(self.class_names)}
 
     @classmethod
-    def from_dict(cls, facts: dict[str, Any]) -> "Facts":
-        return cls(**facts | {"shape": tuple(facts["shape"]), "class_names": tuple(facts["class_names"])})
+    def from_dict(cls, facts: Any) -> "Facts":
+        """What `as_dict` gave. Raises ValueError for anything else, and for values that are impossible."""
+        return TypeAdapter(cls).validate_python(facts)
 
 
 class Batch(NamedTuple):

@@ -3,18 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ddpm.data.facts import Batch, Facts
 from ddpm.data.stream import Permuted, TrainBatches, ranges
+from ddpm.data.workers import Loader
 from ddpm.errors import Refused
 from ddpm.images import from_levels
 from ddpm.noise import Stream, uniform
+from ddpm.signals import outlived
 
 
 @runtime_checkable
@@ -144,25 +146,55 @@ class ImageData(LightningDataModule, ABC):
         """Where in the training split the images with these numbers (b,) lie: int64 (b,)."""
         return self._order()(number.cpu())
 
+    @property
+    def identity(self) -> str:
+        """What tells the training images from those of another day, without opening them."""
+        return f"{len(self.load('train'))} images"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"identity": self.identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run goes on with the images that it began with: others would come in another order.
+
+        Raises:
+            Refused: if they are not the same.
+        """
+        before = state_dict["identity"]
+        if before != self.identity:
+            raise Refused(
+                f"this run was begun with other data ({self.facts.name}: {before} then, {self.identity} now): "
+                "bring its files back as they were, or set name=NAME for a new run"
+            )
+
     def setup(self, stage: str) -> None:
         """Open what the stage needs, so that data which can not be read end a run before it starts."""
         if stage == "fit":
             self.load("train")
         self.load("test")
 
-    def train_dataloader(self) -> DataLoader[RawBatch | Refused]:
+    def train_dataloader(self) -> Loader[RawBatch | Refused]:
         """This rank's micro-batches, without end, from the trainer's global step on."""
         trainer = self._attached()
-        batches = TrainBatches(
+        return self._loader(self._stream(), self.numbers(lambda: trainer.global_step))
+
+    def numbers(self, first_step: Callable[[], int]) -> TrainBatches:
+        """The numbers of this rank's micro-batches, without end, from a step on."""
+        trainer = self._attached()
+        return TrainBatches(
             global_batch=self.batch_size,
-            first_step=lambda: trainer.global_step,
+            first_step=first_step,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             accumulation=trainer.accumulate_grad_batches,
         )
-        return self._loader(_Batches(self.load("train"), self._order()), batches)
 
-    def val_dataloader(self) -> DataLoader[RawBatch | Refused]:
+    def trained_on(self, number: Tensor, device: torch.device) -> Batch:
+        """What training sees under these numbers (b,), read anew."""
+        raw = self._stream()[number]
+        return self._flipped(self._scaled(raw if isinstance(raw, Refused) else RawBatch(*(x.to(device) for x in raw))))
+
+    def val_dataloader(self) -> Loader[RawBatch | Refused]:
         """This rank's share of the test split, in batches no larger than those of training."""
         trainer, images = self._attached(), self.load("test")
         at_most = max(1, self.batch_size // (trainer.world_size * trainer.accumulate_grad_batches))
@@ -172,9 +204,10 @@ class ImageData(LightningDataModule, ABC):
     def on_after_batch_transfer(self, batch: RawBatch | Refused, dataloader_idx: int) -> Batch:
         """Scale, and in training flip, where the batch already is: on the device."""
         scaled = self._scaled(batch)
-        if not (self.flip and self._attached().training):
-            return scaled
-        return scaled._replace(images=flipped(scaled.images, scaled.number, self.seed))
+        return self._flipped(scaled) if self._attached().training else scaled
+
+    def _flipped(self, batch: Batch) -> Batch:
+        return batch._replace(images=flipped(batch.images, batch.number, self.seed)) if self.flip else batch
 
     def _scaled(self, raw: RawBatch | Refused) -> Batch:
         if isinstance(raw, Refused):
@@ -182,6 +215,9 @@ class ImageData(LightningDataModule, ABC):
         levels = self.facts.num_levels
         assert levels is not None  # every set that is read as levels has them
         return Batch(from_levels(raw.levels, levels), raw.labels, raw.number)
+
+    def _stream(self) -> _Batches:
+        return _Batches(self.load("train"), self._order())
 
     def _order(self) -> Permuted:
         return Permuted(len(self.load("train")), self.seed)
@@ -191,13 +227,14 @@ class ImageData(LightningDataModule, ABC):
             raise RuntimeError("the loaders share the data out among a Trainer's ranks: attach one first")
         return self.trainer
 
-    def _loader(self, data: _Batches, numbers: Iterable[Tensor]) -> DataLoader[RawBatch | Refused]:
+    def _loader(self, data: _Batches, numbers: Iterable[Tensor]) -> Loader[RawBatch | Refused]:
         workers = self.num_workers
-        return DataLoader(
+        return Loader(
             data,
             batch_size=None,  # `numbers` already are batches
             sampler=numbers,
             num_workers=workers,
+            worker_init_fn=outlived,
             persistent_workers=workers > 0,
             timeout=0,  # so DataLoader looks every five seconds if its workers live; else it only waits
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -1,7 +1,9 @@
 """Any folder tree of images."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,50 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.data.decode import SUFFIXES, Decoder
+from ddpm.data.decode import Decoder, UnreadableError
 from ddpm.data.decoded import DecodedData, DecodedSet
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageSet
+from ddpm.data.listing import listing
 from ddpm.data.stream import split_indices
 from ddpm.errors import Refused
-
-
-def _refuse(error: OSError) -> None:
-    raise Refused(f"the folder {error.filename} can not be read: {error.strerror}")
-
-
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Folders below root, as prefixes relative to it, and their files.
-
-    Hidden ones are left out, and each is met once even if links lead to it twice.
-    """
-    met = set()
-    for folder, below, names in os.walk(root, onerror=_refuse, followlinks=True):
-        identity = os.path.realpath(folder)
-        below[:] = [] if identity in met else sorted(name for name in below if not name.startswith("."))
-        if identity not in met:
-            prefix = os.path.relpath(folder, root)
-            yield ("" if prefix == os.curdir else prefix + os.sep), names
-        met.add(identity)
-
-
-def listing(root: Path) -> list[str]:
-    """The image files below root, relative to it, sorted; known by their suffix, hidden ones left out.
-
-    Raises:
-        Refused: if root is no folder, holds no images or can not be read.
-    """
-    if not root.is_dir():
-        raise Refused(f"there is no folder {root}: pass data.root=FOLDER, a folder of images")
-    files = [
-        prefix + name
-        for prefix, names in _walk(root)
-        for name in names
-        if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-    ]
-    if not files:
-        raise Refused(f"there are no images in {root} (looked for {' '.join(SUFFIXES)})")
-    return sorted(files)
 
 
 def classes(files: list[str]) -> tuple[str, ...]:
@@ -62,6 +27,8 @@ def classes(files: list[str]) -> tuple[str, ...]:
 
 
 class _Files(DecodedSet):
+    """The files of a folder; one that has changed since it was first read counts as unreadable."""
+
     def __init__(
         self, *, root: Path, files: list[str], labels: Tensor, decoder: Decoder, unreadable_is_fatal: bool
     ) -> None:
@@ -69,16 +36,41 @@ class _Files(DecodedSet):
         self._root = root
         # One buffer, which forked workers share; touching a million Python strings would copy them.
         self._files = np.array([os.fsencode(file) for file in files])
+        self._stamps = torch.zeros(len(files), dtype=torch.int64)  # of the files when first read; 0 before
+        self._stamps.share_memory_()  # type: ignore[no-untyped-call]
 
     def name(self, index: int) -> str:
-        return str(self.source(index))
+        return str(self._path(index))
 
     def source(self, index: int) -> Path:
+        path = self._path(index)
+        stamp, first = _stamp(path), int(self._stamps[index])
+        if first not in (0, stamp):
+            raise UnreadableError("it has changed since this run first read it")
+        self._stamps[index] = stamp
+        return path
+
+    def _path(self, index: int) -> Path:
         return self._root / os.fsdecode(self._files[index].item())
 
 
+def _stamp(path: Path) -> int:
+    """64 bits, not all 0, that tell a file from what it is after a change.
+
+    Raises:
+        UnreadableError: if it is gone, or no file (opening a pipe would wait for its other end).
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise UnreadableError(f"{type(error).__name__}: {error.strerror}") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise UnreadableError("it is no regular file")
+    return hash((facts.st_mtime_ns, facts.st_size)) or 1
+
+
 class ImageFolder(DecodedData):
-    """Images below `root`, resized and cropped to one size.
+    """Images below `root`, resized and cropped to one size; each file has to stay as it is while a run lasts.
 
     The folders at the first level are the classes, if there are at least two and no image lies beside them.
 
@@ -148,6 +140,11 @@ class ImageFolder(DecodedData):
             class_names=classes(self.files),
             note=f"Resized and cropped, 8 bits a channel; {split}.",
         )
+
+    @cached_property
+    def identity(self) -> str:
+        told = hashlib.sha256(b"\0".join(os.fsencode(file) for file in self.files))
+        return f"{len(self.files)} files, of names {told.hexdigest()[:16]}"
 
     def read(self, split: str) -> ImageSet:
         return _Files(

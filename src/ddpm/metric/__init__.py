@@ -10,6 +10,8 @@ from ddpm.metric.inception import Inception
 from ddpm.metric.inception_score import InceptionScore
 from ddpm.metric.kept import KeptMetric
 from ddpm.metric.kid import KID
+from ddpm.metric.nearest import Nearest
+from ddpm.metric.pixels import Pixels
 from ddpm.metric.precision_recall import PrecisionRecall
 from ddpm.metric.random_conv import RandomConv
 from ddpm.metric.sample_metric import SampleMetric, SummedMetric
@@ -28,6 +30,8 @@ __all__ = [
     "Inception",
     "InceptionScore",
     "KeptMetric",
+    "Nearest",
+    "Pixels",
     "PrecisionRecall",
     "RandomConv",
     "SampleMetric",

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm import strangers
 from ddpm.data.image_data import ImageData
 from ddpm.data.stream import index_batches
 from ddpm.diffusion import GaussianDiffusion
@@ -160,8 +161,8 @@ def _write(sums: Sums, path: Path) -> None:
 
 
 def _read(path: Path, num_steps: int) -> Sums:
-    with np.load(path, allow_pickle=False) as kept:
-        sums = {name: torch.from_numpy(kept[name]) for name in (*PER_IMAGE, *PER_TIME)}
-    if any(sums[name].shape != () for name in PER_IMAGE) or any(sums[name].shape != (num_steps,) for name in PER_TIME):
+    shapes = {name: shape for name, (shape, _) in strangers.numbers(path).items()}
+    if shapes != dict.fromkeys(PER_IMAGE, ()) | dict.fromkeys(PER_TIME, (num_steps,)):
         raise ValueError(f"not the sums of {num_steps} times")
-    return sums
+    with np.load(path, allow_pickle=False) as kept:
+        return {name: torch.from_numpy(kept[name]) for name in shapes}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm import strangers
 from ddpm.errors import Refused
 from ddpm.images import to_uint8
 from ddpm.metric.cache import cached, fingerprint
@@ -144,7 +145,7 @@ class Classifier(Features):
 
     def _reader(self, data: Source) -> Any:
         def read(path: Path) -> tuple[_Network, float | None]:
-            kept = torch.load(path, map_location="cpu", weights_only=True)
+            kept = strangers.content(path)
             network = self._blank(data)
             network.load_state_dict(kept["network"])
             return network, kept["accuracy"]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ddpm.errors import Refused
 from ddpm.metric.source import Source
 
 Extractor = TypeVar("Extractor", bound="Features")
@@ -19,6 +18,7 @@ class FeatureBatch(NamedTuple):
 
     features: Tensor  # (b, d) float32
     logits: Tensor | None  # (b, k) float32; None where the extractor knows no classes
+    images: Tensor | None = None  # (b, c, h, w) uint8: what it says it of, wherever that was
 
 
 class Features(nn.Module, ABC):
@@ -59,7 +59,7 @@ class Features(nn.Module, ABC):
     def forward(self, images: Tensor) -> FeatureBatch:
         """The features of uint8 images (b, c, h, w) in {0, ..., 255}, wherever they are."""
         with exact(self.device):
-            return self.extract(images.to(self.device))
+            return self.extract(images.to(self.device))._replace(images=images)
 
     def train(self: Extractor, mode: bool = True) -> Extractor:
         """Stay in eval mode, whatever is asked: extractors hold batch statistics."""
@@ -68,15 +68,6 @@ class Features(nn.Module, ABC):
     def protocol(self) -> dict[str, Any]:
         """What these features are, in plain values."""
         return {"features": self.name, "features_key": self.key}
-
-
-def refuse_channels(network: str, data: Source) -> None:
-    """A network that was trained on photographs sees grey or RGB. Raises Refused for anything else."""
-    if data.facts.shape[0] not in (1, 3):
-        raise Refused(
-            f"{network} sees grey or RGB images, not the {data.facts.shape[0]} channels of "
-            f"{data.facts.name}: choose metric=[fid_classifier] or metric=[fid_random]"
-        )
 
 
 @contextmanager

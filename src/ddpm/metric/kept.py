@@ -14,7 +14,7 @@ from ddpm.metric.cache import writable
 from ddpm.metric.features import FeatureBatch, Features, exact
 from ddpm.metric.real import real, spoken
 from ddpm.metric.reference import Rows, reference_features
-from ddpm.metric.sample_metric import SampleMetric, is_first_rank, over_ranks
+from ddpm.metric.sample_metric import SampleMetric, is_first_rank, over_ranks, refuse_miscounted
 from ddpm.metric.source import Source
 
 _BLOCK = 4096  # images that are in memory at once, where they need not all be
@@ -36,6 +36,8 @@ class KeptMetric(SampleMetric):
     Raises:
         Refused: if fewer are kept than the metric needs.
     """
+
+    keeps_reference = True
 
     def __init__(self, *, features: Features, reference: str, at_most: int, cache: str) -> None:
         super().__init__(features=features)
@@ -74,7 +76,7 @@ class KeptMetric(SampleMetric):
 
     def compute(self) -> dict[str, float]:
         try:
-            self._refuse_miscounted()
+            refuse_miscounted(self.name, self.num_images, self._shard.times(self.kept), self._shard.seen)
             features = self._together()
             scores = torch.zeros(len(self.names), dtype=torch.float64)
             try:
@@ -108,13 +110,6 @@ class KeptMetric(SampleMetric):
     def _refuse(self, count: int, what: str) -> None:
         if count < self.least:
             raise Refused(f"{self.name} needs at least {self.least} images, and {what} is {count}")
-
-    def _refuse_miscounted(self) -> None:
-        counts = over_ranks(torch.cat((self._shard.times(self.kept), torch.tensor([self._shard.seen]))))
-        if counts[-1] != self.num_images or (counts[:-1] != 1).any():
-            raise RuntimeError(
-                f"{self.name} expected {self.num_images} images, each once, and was given {int(counts[-1])}"
-            )
 
     def _together(self) -> Tensor | None:
         """The kept features of all ranks, in the order of the images; None but on the first rank."""
@@ -166,7 +161,8 @@ class Shard:
         return block
 
     def close(self) -> None:
-        """Remove the file."""
+        """Remove the file, and forget what was in it."""
+        self._numbers = [torch.empty(0, dtype=torch.int64)]
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -80,12 +80,13 @@ def _found(data: Source, reference: str) -> Real:
             f"there is no reference {reference}: choose train, test or a folder of images "
             "(for fid and fd_dinov2 also an .npz with mu and sigma)"
         )
-    folder = _folder(Path(reference), data.facts.shape)
+    folder = folder_of(Path(reference), data.facts.shape)
     name = folder.facts.name  # which lists it, and refuses an empty one
     return Real(folder, "train", f"{name}-{identity(folder, 'train')}")
 
 
-def _folder(root: Path, shape: tuple[int, int, int]) -> ImageFolder:
+def folder_of(root: Path, shape: tuple[int, int, int]) -> ImageFolder:
+    """All images below a folder, as its training split, resized and cropped to a shape (c, h, w)."""
     return ImageFolder(
         root=str(root),
         image_size=shape[1:],

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddpm import strangers
 from ddpm.errors import Refused
 from ddpm.metric.cache import cached, fingerprint
 from ddpm.metric.features import Features
@@ -91,7 +92,7 @@ def reference_features(features: Features, images: Real, at_most: int, cache: st
     chosen = evenly(len(images), at_most)
     path = _path(features, images, cache, "features", ".npy", len(chosen))
     shape = (len(chosen), features.num_features)
-    cached(path, read=lambda kept: _rows(kept, shape), make=lambda: _extracted(features, images, chosen), write=_save)
+    cached(path, read=lambda kept: rows(kept, shape), make=lambda: _extracted(features, images, chosen), write=save)
     return np.load(path, mmap_mode="c", allow_pickle=False)  # type: ignore[no-any-return]
 
 
@@ -114,15 +115,16 @@ def _told(features: Features, images: Real, chosen: Tensor) -> Iterator[Tensor]:
 
 
 def _extracted(features: Features, images: Real, chosen: Tensor) -> Rows:
-    rows = torch.empty(len(chosen), features.num_features)
+    made = torch.empty(len(chosen), features.num_features)
     done = 0
     for batch in _told(features, images, chosen):
-        rows[done : done + len(batch)] = batch
+        made[done : done + len(batch)] = batch
         done += len(batch)
-    return rows.numpy()
+    return made.numpy()
 
 
-def _rows(path: Path, shape: tuple[int, int]) -> Rows:
+def rows(path: Path, shape: tuple[int, ...]) -> Rows:
+    """The finite float32 numbers of this shape in a file, mapped. Raises ValueError if it holds anything else."""
     kept: Rows = np.load(path, mmap_mode="r", allow_pickle=False)
     if kept.shape != shape or kept.dtype != np.float32:
         raise ValueError(f"{kept.dtype} of shape {kept.shape}, not float32 of shape {shape}")
@@ -131,7 +133,8 @@ def _rows(path: Path, shape: tuple[int, int]) -> Rows:
     return kept
 
 
-def _save(made: Rows, path: Path) -> None:
+def save(made: Rows, path: Path) -> None:
+    """Write what `rows` reads."""
     with path.open("wb") as file:
         np.save(file, made)
 
@@ -143,11 +146,14 @@ def _write(made: Statistics, path: Path) -> None:
 
 
 def _read(path: Path, width: int) -> Statistics:
+    shapes = {name: shape for name, (shape, _) in strangers.numbers(path).items()}
+    if (shapes.get("mu"), shapes.get("sigma"), shapes.get("n", ())) != ((width,), (width, width), ()):
+        raise ValueError(f"mu {shapes.get('mu')} and sigma {shapes.get('sigma')}, not {width} features")
     with np.load(path, allow_pickle=False) as kept:
         mu, sigma = kept["mu"], kept["sigma"]
         count = int(kept["n"]) if "n" in kept else None
-    if mu.shape != (width,) or sigma.shape != (width, width) or (count is not None and count < 2):
-        raise ValueError(f"mu {mu.shape} and sigma {sigma.shape} of {count} images, not {width} features")
+    if count is not None and count < 2:
+        raise ValueError(f"statistics of {count} images")
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise ValueError("numbers that are not finite")
     return Statistics(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double(), count)

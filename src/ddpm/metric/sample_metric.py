@@ -28,6 +28,7 @@ class SampleMetric(ABC):
 
     kind: ClassVar[str]  # "fid": what is measured, whatever the features
     larger_is_better: ClassVar[bool]
+    keeps_reference: ClassVar[bool] = False  # does `prepare` leave the reference's features in the cache?
 
     def __init__(self, *, features: Features) -> None:
         self.features = features
@@ -131,6 +132,13 @@ def over_ranks(total: Tensor) -> Tensor:
     shared = total.to(place, copy=True)
     distributed.all_reduce(shared)
     return shared.to(total.device)
+
+
+def refuse_miscounted(name: str, num_images: int, counts: Tensor, seen: int) -> None:
+    """Raises RuntimeError, on all ranks, unless over all of them each image was counted once (n,) and N were seen."""
+    total = over_ranks(torch.cat((counts, torch.tensor([seen]))))
+    if total[-1] != num_images or (total[:-1] != 1).any():
+        raise RuntimeError(f"{name} expected {num_images} images, each once, and was given {int(total[-1])}")
 
 
 def is_first_rank() -> bool:

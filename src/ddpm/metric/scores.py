@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ddpm.images import to_uint8
 from ddpm.metric.features import Features
-from ddpm.metric.kept import KeptMetric
 from ddpm.metric.sample_metric import SampleMetric
 from ddpm.metric.source import Source
 
@@ -29,7 +28,7 @@ class Scores:
         """
         first: dict[str, Features] = {}
         # Those that keep the reference's features come first: the statistics of others are made of them.
-        for metric in sorted(self.metrics, key=lambda metric: not isinstance(metric, KeptMetric)):
+        for metric in sorted(self.metrics, key=lambda metric: not metric.keeps_reference):
             metric.prepare(data)
             metric.features = first.setdefault(metric.features.key, metric.features)
 

@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from ddpm import strangers
 from ddpm.errors import Refused
 
 _SECONDS = 15.0  # without an answer, after which a download is given up
@@ -25,9 +26,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError("is not there")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as fault:  # whatever a file that anybody may have written makes the reader raise
-        raise ValueError("is damaged or holds more than tensors and was not opened") from fault
+        state = strangers.content(path, of_others=True)
+    except ValueError as fault:
+        raise ValueError(f"is damaged or holds more than tensors and was not opened (it {fault})") from fault
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("holds no tensors by name")
     return dict(state)

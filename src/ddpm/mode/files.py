@@ -1,12 +1,13 @@
 """Images of the user's own."""
 
+import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from rich import get_console
 from torch import Tensor
 
-from ddpm.data.decode import Decoder, UnreadableError
+from ddpm.data.decode import FORMATS, Decoder, UnreadableError
 from ddpm.data.facts import Facts
 from ddpm.errors import Refused
 from ddpm.images import from_levels
@@ -21,10 +22,10 @@ def read_image(name: str, facts: Facts) -> Images:
     Raises Refused for a file that is missing or no image.
     """
     channels, height, width = facts.shape
-    levels = decoded(name, Decoder(channels, height, width))
-    if (size := size_of(name)) != (width, height):
+    levels, size = decoded(name, Decoder(channels, height, width))
+    if size != (width, height):
         note = f"{name} is {size[0]} x {size[1]}: its centre, resized to {width} x {height}, is taken."
-        get_console().print(note, soft_wrap=True, highlight=False)
+        get_console().print(note, soft_wrap=True, highlight=False, markup=False)
     last = (facts.num_levels or 256) - 1
     return from_levels((levels.float() / 255 * last).round(), last + 1).unsqueeze(0)
 
@@ -34,24 +35,27 @@ def read_mask(name: str, height: int, width: int) -> Tensor:
 
     Raises Refused for a file that is missing, no image, or of another size.
     """
-    levels = decoded(name, Decoder(1, height, width))
-    if (size := size_of(name)) != (width, height):
+    levels, size = decoded(name, Decoder(1, height, width))
+    if size != (width, height):
         raise Refused(f"the mask {name} is {size[0]} x {size[1]}, but the model's images are {width} x {height}.")
     return levels[0] > 127
 
 
-def decoded(name: str, decoder: Decoder) -> Tensor:
-    """The grey levels of a file, uint8 (c, h, w)."""
+def decoded(name: str, decoder: Decoder) -> tuple[Tensor, tuple[int, int]]:
+    """The grey levels of a file, uint8 (c, h, w), and its own size. Beyond Pillow's first bound on decompression bombs,
+    of 89 million pixels, it is refused."""
     path = Path(name)
     if not path.is_file():
         raise Refused(f"there is no image at {name}; check its path.")
     try:
-        return decoder(path)
-    except UnreadableError as fault:
+        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            return decoder(path), size_of(path)
+    except (UnreadableError, OSError) as fault:
         raise Refused(f"{name} can not be read as an image ({fault}).") from fault
 
 
-def size_of(name: str) -> tuple[int, int]:
+def size_of(path: Path) -> tuple[int, int]:
     """Width and height of an image file as a viewer shows it."""
-    with Image.open(name) as image:
-        return ImageOps.exif_transpose(image).size
+    with Image.open(path, formats=FORMATS) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+        return image.size[::-1] if is_turned else image.size

@@ -198,7 +198,7 @@ def _check_numbers(
         len(channel_mult) > 0 and all(mult >= 1 for mult in channel_mult),
         f"model.channel_mult must give each level a whole number of at least 1, not {list(channel_mult)}.",
     )
-    _demand(num_res_blocks >= 1, f"model.num_res_blocks must be at least 1, not {num_res_blocks}.")
+    _demand(1 <= num_res_blocks <= 64, f"model.num_res_blocks must lie between 1 and 64, not {num_res_blocks}.")
     _demand(0 <= dropout < 1, f"model.dropout must lie in [0, 1), not {dropout}.")
     _demand(norm_eps > 0, f"model.norm_eps must be positive, not {norm_eps}.")
     _demand(zero_init_scale >= 0, f"model.zero_init_scale must not be negative, not {zero_init_scale}.")

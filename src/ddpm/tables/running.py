@@ -4,7 +4,6 @@ A score is taken from `results.jsonl` beside its checkpoint if the same override
 nothing is measured twice.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ddpm.checkpoint import load
 from ddpm.cli import quoted, without_place
 from ddpm.errors import Refused
+from ddpm.measuring import rows_of
 from ddpm.sweep import as_dict
 
 VERBS = Path(__file__).parents[3]
@@ -73,10 +73,10 @@ def known(checkpoint: Checkpoint, arguments: Sequence[str]) -> Result | None:
     """What evaluate.py has measured of a checkpoint with these arguments, if it has."""
     (job,) = jobs(arguments)
     file, wanted = checkpoint.path.with_name("results.jsonl"), set(without_place(job))
-    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    rows = rows_of(file) if file.is_file() else []
     mine = [row for row in rows if set(row.get("overrides", [])) == wanted and _is_of(row["protocol"], checkpoint)]
     return mine[-1] if mine else None
 
 
 def _is_of(told: Mapping[str, Any], checkpoint: Checkpoint) -> bool:
-    return (told["checkpoint"], told["step"]) == (checkpoint.path.name, checkpoint.step)
+    return (told.get("checkpoint"), told.get("step")) == (checkpoint.path.name, checkpoint.step)

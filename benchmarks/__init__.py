@@ -1,0 +1,1 @@
+"""What is measured beside the tests: speed, and a judge of samples."""

@@ -1,0 +1,49 @@
+"""Compiling a network, in place: its names, its weights and its averages stay what they are."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ddpm.errors import Refused
+from ddpm.model.layers import Attention, ResidualBlock
+
+Kernels = Literal["default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead"]
+
+
+def blocks(*, network: nn.Module, mode: Kernels) -> None:
+    """Each residual block and each attention for itself. Those of one shape share their code, so that this is
+    compiled in a fraction of the time that the whole takes."""
+    refuse_without_compiler()
+    make_room()
+    for part in network.modules():
+        if isinstance(part, ResidualBlock | Attention):
+            part.compile(mode=mode, dynamic=False)
+
+
+def whole(*, network: nn.Module, mode: Kernels) -> None:
+    """The network as one graph: the fastest steps, after minutes of compiling."""
+    refuse_without_compiler()
+    make_room()
+    network.compile(mode=mode, dynamic=False, fullgraph=True)
+
+
+def make_room() -> None:
+    """PyTorch gives up compiling a function that it met in eight versions, and a block has one for each shape,
+    in training and in evaluation, with each batch size."""
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 4096
+
+
+def refuse_without_compiler() -> None:
+    """Raises Refused where the processor's code could not be compiled; a GPU's needs no compiler of C++."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        if not torch.cuda.is_available():
+            raise Refused(
+                "compile= needs a C++ compiler for a CPU, and there is none; install g++, or leave it out."
+            ) from error

@@ -1,0 +1,88 @@
+"""Lightning's Trainer as a config asks for it."""
+
+import logging
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+
+from ddpm.build import Config
+from ddpm.callbacks.ema import EMA
+from ddpm.callbacks.lifeline import Lifeline
+from ddpm.errors import Refused
+from ddpm.instantiate import make, target_of
+from ddpm.precision import BFloat16Mixed, device_of, precision
+from ddpm.sharded import Sharded, WholeInValidation
+
+
+def build_trainer(
+    cfg: Config,
+    callbacks: Iterable[Callback] = (),
+    loggers: Iterable[Logger] = (),
+    plugins: Iterable[Any] = (),
+    folder: Path | None = None,
+) -> Trainer:
+    """Lightning's Trainer, with its precision chosen, its intervals in optimiser steps, and our own loaders."""
+    quieten()
+    node = dict(cfg["trainer"])
+    node["precision"] = precision(node["precision"], node["accelerator"])
+    if node["precision"] == "bf16-mixed":
+        plugins = [*plugins, BFloat16Mixed(device_of(node["accelerator"]))]
+        node["precision"] = None  # the plugin says it
+    if isinstance(node.get("val_check_interval"), int):
+        node["val_check_interval"] *= node["accumulate_grad_batches"]
+    watched = [Lifeline(folder=folder), *callbacks]
+    if spreads(node.get("strategy")):
+        refuse_sharding(node["precision"], watched)
+        watched.append(WholeInValidation())
+    trainer: Trainer = make(
+        node, "trainer", callbacks=watched, logger=list(loggers), plugins=list(plugins), default_root_dir=folder
+    )
+    return trainer
+
+
+def spreads(strategy: Any) -> bool:
+    """Does a node of a strategy spread the weights over the ranks?"""
+    return isinstance(strategy, Mapping) and target_of(strategy, "trainer.strategy") is Sharded
+
+
+def refuse_sharding(precision: str | None, callbacks: Iterable[Callback]) -> None:
+    """Weights that are spread over ranks."""
+    if any(isinstance(callback, EMA) for callback in callbacks):
+        raise Refused("callbacks.ema can not average weights that trainer=fsdp spreads over ranks; add ~callbacks.ema.")
+    if precision == "16-mixed":
+        raise Refused("trainer=fsdp has no loss scaling for trainer.precision=16-mixed; take bf16-mixed or 32-true.")
+    if not torch.cuda.is_available():
+        raise Refused("trainer=fsdp spreads a model over GPUs, and there is none; take trainer=ddp_cpu or trainer=cpu.")
+
+
+def quieten() -> None:
+    """Keep what Lightning says of workers that are not needed, of PyTorch's versions and of its products."""
+    for text in ("does not have many workers", "infer the batch indices", "predict returned None"):
+        warnings.filterwarnings("ignore", f".*{text}.*")
+    for text in ("LeafSpec", "broadcast_buffers", "all_gather"):
+        warnings.filterwarnings("ignore", f".*{text}.* is deprecated")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def refuse_scaling(cfg: Config, trainer: Trainer) -> None:
+    """A loss scaler must see the gradients before the optimiser, and clipping must too."""
+    if trainer.precision == "16-mixed" and cfg["optimizer"].get("fused"):
+        raise Refused(
+            "trainer.precision=16-mixed scales the loss, which a fused optimiser hides; add optimizer.fused=false."
+        )
+
+
+def refuse_batch(batch_size: int, trainer: Trainer) -> None:
+    """The global batch is shared out evenly."""
+    shares = trainer.world_size * trainer.accumulate_grad_batches
+    if batch_size % shares:
+        raise Refused(
+            f"data.batch_size={batch_size} is the global batch and can not be shared out over {shares} parts "
+            f"(ranks x trainer.accumulate_grad_batches); take a multiple of {shares}."
+        )

@@ -1,0 +1,142 @@
+"""Scores during training: they leave the run as it was, and nothing behind but themselves."""
+
+import gc
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from compose import composed
+from test_metric import kid, precision_recall
+from test_training import run, same, weights
+
+from ddpm.build import build_data, build_diffusion, build_metrics, build_sampler
+from ddpm.callbacks.run_log import read
+from ddpm.errors import Refused
+from ddpm.evaluation import Evaluation
+from ddpm.metric import FID, FeatureBatch, Nearest, Pixels, RandomConv
+from ddpm.sampling import SamplingModule
+
+
+class Followed(RandomConv):
+    """Random features that note where they are sent, and when they are asked."""
+
+    story: ClassVar[list[str]] = []
+
+    def to(self, device: Any) -> "Followed":  # type: ignore[override]
+        self.story.append(str(device))
+        return super().to(device)
+
+    def extract(self, images: torch.Tensor) -> FeatureBatch:
+        self.story.append("asked")
+        return super().extract(images)
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> tuple[Evaluation, SamplingModule]:
+    """All kinds of metrics, prepared, and a model to draw from."""
+    config = composed("model=tiny", "schedule.num_steps=3", "sampler.num_steps=3", "metric=[bits_per_dim]")
+    config["metric"]["bits_per_dim"] |= {"num_images": 10}
+    data = build_data(config)
+    nearest = {"held_out": "test", "quantile": 0.025, "at_most": 999, "neighbours": 2, "shown": 1}
+    metrics = {
+        "fid": FID(features=Followed(channels=[8, 4], resolution=32, seed=1), reference="train", cache=str(tmp_path)),
+        "kid": kid(tmp_path),
+        "precision_recall": precision_recall(tmp_path),
+        "nearest": Nearest(features=Pixels(resolution=32), cache=str(tmp_path), **nearest),
+    }
+    evaluation = Evaluation(metrics | build_metrics(config), data, num_images=100, batch_size=40)
+    evaluation.prepare(torch.device("cpu"))
+    diffusion = build_diffusion(config, data.facts).eval()
+    sampler = build_sampler(config, diffusion)
+    return evaluation, SamplingModule(diffusion, sampler, shape=(1, 8, 8), seed=0, label=None, guidance=1.0)
+
+
+def alive() -> int:
+    """The bytes of all tensors that anything still holds."""
+    gc.collect()
+    held = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if torch.is_tensor(t)
+    }
+    return sum(held.values())
+
+
+@torch.no_grad()
+def test_an_evaluation_frees_its_memory(parts: tuple[Evaluation, SamplingModule]) -> None:
+    """But for two images and their neighbours, to be shown."""
+    evaluation, model = parts
+    evaluation.reset(model.device, model.diffusion.num_steps)
+    before = alive()
+    evaluation.run(model, 0, 1)
+    after = alive()
+    assert after - before == 2 * (8 + 64 + 2 * (4 + 8))
+    evaluation.run(model, 0, 1)
+    assert alive() == after
+
+
+@torch.no_grad()
+def test_extractors_are_on_the_device_only_while_they_are_asked(parts: tuple[Evaluation, SamplingModule]) -> None:
+    evaluation, model = parts
+    Followed.story.clear()
+    evaluation.run(model, 0, 1)
+    first, *asked, last = Followed.story
+    assert (first, set(asked), last) == (str(model.device), {"asked"}, "cpu")
+    evaluation.prepare(torch.device("cpu", 0))
+    assert Followed.story[-1] == "cpu"
+
+
+def tensors(content: Any) -> Counter[tuple[int, ...]]:
+    """The shapes of all tensors in a checkpoint, with how often each is there."""
+    if isinstance(content, torch.Tensor):
+        return Counter([tuple(content.shape)])
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list | tuple) else ()
+    return sum(map(tensors, parts), Counter())
+
+
+def test_with_and_without_it_the_run_is_the_same_and_no_checkpoint_holds_an_extractor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    without = run(tmp_path / "without", "metric=[]", "optimized_metric=null", "~callbacks.evaluation")
+    metrics = ["metric=[fid_random,share_nearer_pixels]", "callbacks.evaluation.every_n_steps=2"]
+    scored = run(tmp_path / "with", *metrics)
+    for key in ("state_dict", "current_model_state", "optimizer_states", "averaging_state"):
+        assert same(weights(without)[key], weights(scored)[key]), key
+    for name in ("last", "best"):
+        kept = torch.load(scored / f"checkpoints/{name}.ckpt", weights_only=True)
+        assert tensors(kept) == tensors(weights(without))
+        assert kept["callbacks"]["Evaluate"].keys() == {"best", "scores"}
+    assert {"fid_random", "share_nearer_pixels"} < weights(scored)["callbacks"]["Evaluate"]["scores"].keys()
+
+
+@pytest.mark.parametrize(
+    ("metric", "best_of", "cheaply"),
+    [
+        ("fid_random", min, []),
+        ("inception_score_classifier", max, ["metric.inception_score_classifier.features.images_seen=256"]),
+    ],
+)
+def test_the_best_checkpoint_is_that_of_the_best_score_also_after_a_resume(
+    metric: str, best_of: Any, cheaply: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [f"metric=[{metric}]", f"optimized_metric={metric}", "callbacks.evaluation.every_n_steps=1", *cheaply]
+    asked += ["lr_schedule=warmup", "optimizer.lr=0.05"]  # soon for the worse
+    run(tmp_path / "run", *asked, "trainer.max_steps=3")
+    folder = run(tmp_path / "run", *asked, "trainer.max_steps=5")
+    (history,) = (told for name, told in read(folder / "metrics.csv").items() if name.startswith(f"score/{metric}/"))
+    assert sorted(history) == [1, 2, 3, 4, 5]
+    best = best_of(history, key=history.__getitem__)
+    assert best <= 3  # so that the second part has to know of the first
+    kept = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert kept["global_step"] == best
+    assert kept["callbacks"]["Evaluate"]["best"] == history[best]
+
+
+def test_too_few_images_are_an_error(parts: tuple[Evaluation, SamplingModule]) -> None:
+    evaluation, _ = parts
+    with pytest.raises(Refused, match="num_images is 1, but scores of samples need at least 2"):
+        Evaluation(evaluation.metrics, evaluation.data, num_images=1, batch_size=4)
+    with pytest.raises(Refused, match="batch size of an evaluation is 0"):
+        Evaluation(evaluation.metrics, evaluation.data, num_images=2, batch_size=0)

@@ -1,0 +1,67 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from yamls import names, node
+
+from ddpm.errors import Refused
+from ddpm.instantiate import make
+from ddpm.model import UNet
+from ddpm.model.layers import Attention, ResidualBlock
+
+
+def tiny() -> UNet:
+    return make(node("model", "tiny"), "model", shape=(1, 8, 8), num_classes=0, learned=False)
+
+
+@pytest.mark.parametrize("name", names("compile"))
+def test_a_compiled_network_keeps_the_names_of_its_weights(name):
+    network = tiny()
+    before = network.state_dict()
+    make(node("compile", name), "compile", network=network)
+    assert list(network.state_dict()) == list(before)
+    compiled = [part for part in network.modules() if part._compiled_call_impl is not None]
+    blocks = [part for part in network.modules() if isinstance(part, ResidualBlock | Attention)]
+    assert compiled == ([network] if name == "whole" else blocks)
+
+
+@pytest.mark.parametrize("name", names("compile"))
+def test_without_a_compiler_it_is_refused(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with torch._inductor.config.patch("cpp.cxx", ("no_such_compiler",)), pytest.raises(Refused, match=r"install g\+\+"):
+        make(node("compile", name), "compile", network=tiny())
+
+
+SAME = """
+import torch
+from yamls import node
+from ddpm.instantiate import make
+
+torch.manual_seed(0)
+tiny = node("model", "tiny", zero_init_scale=1.0, dropout=0.0)
+network = make(tiny, "model", shape=(1, 8, 8), num_classes=0, learned=False)
+x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 5, 10, 999])
+for mode in (True, False):
+    network.train(mode)
+    expected = network(x, t)
+    slope, = torch.autograd.grad(expected.square().sum(), network.conv_in.weight)
+    make(node("compile", "NAME"), "compile", network=network)
+    out = network(x, t)
+    assert torch.allclose(out, expected, rtol=1e-4, atol=1e-5), (out - expected).abs().max()
+    compiled, = torch.autograd.grad(out.square().sum(), network.conv_in.weight)
+    assert torch.allclose(compiled, slope, rtol=1e-3, atol=1e-4)
+    for part in network.modules():
+        part._compiled_call_impl = None
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names("compile"))
+def test_compiled_numbers_are_the_eager_ones(name):
+    """In a process of its own: the compiler can not see through the checks that the tests put around us."""
+    code = "import sys; sys.path.insert(0, 'tests')\n" + SAME.replace("NAME", name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0  # something was compiled
