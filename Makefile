@@ -63,7 +63,7 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint test bench-quick ## What has to pass
+ci: lint test ## What has to pass
 
 $(BENCH): $(STAMP) benchmarks/requirements.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r benchmarks/requirements.lock

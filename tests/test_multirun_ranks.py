@@ -46,6 +46,7 @@ def holder(file: Path) -> int:
     raise AssertionError(f"nobody holds {file}")
 
 
+@pytest.mark.slow
 def test_two_jobs_on_two_ranks_are_what_one_rank_makes_of_each(tmp_path):
     """Rank 1 composes its own job. Clipping, which binds in the first, loss averaging and the rate of learning mean
     the same on two ranks, on one, and on one that accumulates."""

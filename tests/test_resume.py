@@ -79,7 +79,7 @@ def test_sigterm_saves_the_step_and_ends(expected: Path, tmp_path: Path) -> None
     assert "Traceback" not in told
     assert status(folder)["state"] == "interrupted"
     step = content(folder)["global_step"]
-    assert 3 < step < 16  # of which no checkpoint was due
+    assert 0 < step < 16  # of which no checkpoint was due
     assert rows(folder) == rows(expected)[: len(rows(folder))]
     assert {int(row.split()[0]) for row in rows(folder)[1:]} <= set(range(step + 1))
 
