@@ -172,11 +172,12 @@ def test_the_analytic_sigma_lies_between_the_bounds_whatever_the_noise_of_its_es
 
 
 def test_the_analytic_sigma_is_estimated_from_what_the_network_says():
+    torch.manual_seed(0)
     s, v = schedule("linear", 10), 0.25
     x_0, noise = 0.5 * torch.randn(20_000, 1), torch.randn(11, 20_000, 1)
     noise_var = s.noise_var(torch.arange(11))
     exact = noise_var / (s.alpha_bar(torch.arange(11)) * v + noise_var)
-    assert torch.allclose(eps_power(gaussian(s, 0.0, v), x_0, lambda t: noise[t])[1:], exact[1:], atol=0.02)
+    assert torch.allclose(eps_power(gaussian(s, 0.0, v), x_0, lambda t: noise[t])[1:], exact[1:], atol=0.05)  # five deviations
 
 
 @pytest.mark.parametrize("clip", [0.5, 0.9])
