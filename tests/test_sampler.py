@@ -177,7 +177,7 @@ def test_the_analytic_sigma_is_estimated_from_what_the_network_says():
     x_0, noise = 0.5 * torch.randn(20_000, 1), torch.randn(11, 20_000, 1)
     noise_var = s.noise_var(torch.arange(11))
     exact = noise_var / (s.alpha_bar(torch.arange(11)) * v + noise_var)
-    assert torch.allclose(eps_power(gaussian(s, 0.0, v), x_0, lambda t: noise[t])[1:], exact[1:], atol=0.05)  # five deviations
+    assert torch.allclose(eps_power(gaussian(s, 0.0, v), x_0, lambda t: noise[t])[1:], exact[1:], atol=0.05)
 
 
 @pytest.mark.parametrize("clip", [0.5, 0.9])
