@@ -142,6 +142,7 @@ def _run(cwd: Path, told: Path, command: list[str], environment: dict[str, str],
     import torch
 
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     os.chdir(cwd)
     os.environ.update(environment)
     file = os.open(told, os.O_WRONLY | os.O_APPEND)

@@ -14,6 +14,7 @@ SMALL = [  # a run of seconds
     "trainer.max_steps=6",
     "trainer.log_every_n_steps=2",
     "trainer.val_check_interval=3",
+    "trainer.limit_val_batches=2",
     "trainer.accelerator=cpu",
     "trainer.precision=32-true",
     "data.batch_size=16",

@@ -136,7 +136,7 @@ def test_the_best_checkpoint_is_that_of_the_best_score_also_after_a_resume(
 
 def test_too_few_images_are_an_error(parts: tuple[Evaluation, SamplingModule]) -> None:
     evaluation, _ = parts
-    with pytest.raises(Refused, match="num_images is 1, but scores of samples need at least 2"):
+    with pytest.raises(Refused, match="at least two images, and num_images is 1"):
         Evaluation(evaluation.metrics, evaluation.data, num_images=1, batch_size=4)
     with pytest.raises(Refused, match="batch size of an evaluation is 0"):
         Evaluation(evaluation.metrics, evaluation.data, num_images=2, batch_size=0)

@@ -2,21 +2,23 @@
 
 import json
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
+from forked import start, wait_for
 from PIL import Image
-from processes import SMALL, start, typed, verb
+from processes import SMALL, typed, verb
 
 from ddpm.callbacks.run_log import read
+from ddpm.runs import status
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, cache):
     """One small run, without W&B, and where it lies."""
     cwd = tmp_path_factory.mktemp("trained")
+    (cwd / ".cache").symlink_to(cache)
     told = typed("train", cwd, *SMALL, "logger=[]", "name=try")
     (folder,) = (cwd / "runs/try").iterdir()
     return cwd, folder, told
@@ -76,7 +78,7 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     assert images.shape == (5, 8, 8, 1)
     assert images.dtype == np.uint8
     assert np.array_equal(np.asarray(Image.open(cwd / "drawn/000003.png")), images[3, ..., 0])
-    typed("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
+    verb("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
     assert (cwd / "noised/forward.png").is_file()
 
 
@@ -89,13 +91,10 @@ def test_a_killed_drawing_makes_what_is_missing_and_the_same_bytes(trained, png,
     killed, whole = cwd / f"killed_{png}", cwd / f"whole_{png}"
     asked = [f"checkpoint={run}", "trainer=cpu", "num_images=11", "batch_size=2", "sampler.num_steps=60"]
     asked += [f"png={png}", "npz=true"]
-    process = start("sample", cwd, *asked, f"out={killed.name}")
-    while len(list(killed.rglob("0000*"))) < 3:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(by)
-    process.communicate()
-    assert process.returncode == -by
+    drawing = start(cwd, *asked, f"out={killed.name}", verb="sample")
+    assert wait_for(lambda: len(list(killed.rglob("0000*"))) >= 3, drawing), drawing.told.read_text()
+    drawing.kill(by)
+    assert drawing.wait() == [-by]
     assert not (killed / "samples.npz").exists()
     before = {path: path.stat().st_mtime_ns for path in killed.glob("0000*.png")}
     told = verb("sample", cwd, *asked, f"out={killed.name}")
@@ -205,18 +204,17 @@ def test_what_a_checkpoint_can_not_do_is_refused(trained, arguments, words, monk
 
 
 def test_an_interrupted_run_says_so_and_can_go_on(tmp_path):
-    asked = [*SMALL, "logger=[]", "trainer.max_steps=100000", "callbacks.evaluation.every_n_steps=100000"]
-    process = start("train", tmp_path, *asked)
-    while not list(tmp_path.glob("runs/ddpm/*/checkpoints/last.ckpt")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
+    endless = [*SMALL, "logger=[]", "metric=[]", "optimized_metric=null", "~callbacks.evaluation"]
+    endless = [text for text in endless if not text.startswith("callbacks.evaluation")]
+    job = start(tmp_path, *endless, "trainer.max_steps=100000")
+    assert wait_for(lambda: list(tmp_path.glob("runs/ddpm/*/checkpoints/last.ckpt")), job), job.told.read_text()
+    job.kill(signal.SIGINT)
+    (code,), told = job.wait(60), job.told.read_text()
+    assert code == 1
     assert "interrupted; what is finished is kept" in told
     assert "Traceback" not in told
     (folder,) = (tmp_path / "runs/ddpm").iterdir()
-    assert json.loads((folder / "status.json").read_text())["state"] == "interrupted"
+    assert status(folder)["state"] == "interrupted"
     assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] >= 3
 
 
@@ -226,25 +224,25 @@ def test_a_mistyped_choice_of_a_sweep_shows_before_its_first_job(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(tmp_path):
+def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(home):
     small = [*SMALL, "name=sweep"]
-    told = verb("train", tmp_path, "-m", "schedule=linear,cosine", "sigma=beta,beta_tilde", *small)
-    runs = [path for path in (tmp_path / "runs/sweep").iterdir() if path.is_dir()]
+    told = verb("train", home, "-m", "schedule=linear,cosine", "sigma=beta,beta_tilde", *small)
+    runs = [path for path in (home / "runs/sweep").iterdir() if path.is_dir()]
     assert len(runs) == 4
     for schedule in ("linear", "cosine"):
         for sigma in ("beta", "beta_tilde"):
             (run,) = [r for r in runs if f"schedule={schedule},sigma={sigma}," in r.name]
             assert list(run.glob("wandb/offline-run-*/*.wandb"))
-    table = (tmp_path / "runs/sweep/table.csv").read_text()
+    table = (home / "runs/sweep/table.csv").read_text()
     assert table.count("finished") == 4
     assert "fid_classifier" in table
     assert "table.md" in told
 
 
-def test_a_refused_job_does_not_stop_a_sweep(tmp_path):
+def test_a_refused_job_does_not_stop_a_sweep(home):
     small = [*SMALL, "name=sweep", "logger=[]"]
-    told = verb("train", tmp_path, "-m", "sigma=learned_range,beta", "label_dropout=0.1,x", *small, ok=False)
-    table = (tmp_path / "runs/sweep/table.csv").read_text()
+    told = verb("train", home, "-m", "sigma=learned_range,beta", "label_dropout=0.1,x", *small, ok=False)
+    table = (home / "runs/sweep/table.csv").read_text()
     assert "objective=hybrid or vlb" in table
     assert "label_dropout=x is not possible" in table
     assert "refused" in table

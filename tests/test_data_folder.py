@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compose import composed
 from PIL import Image
-from processes import SMALL
+from running import UNSCORED, run
 from torch import Tensor
 
 from ddpm.callbacks.run_log import read
@@ -505,21 +504,6 @@ def test_a_run_goes_on_with_the_files_that_it_began_with(tmp_path: Path) -> None
         folder(tmp_path).load_state_dict(state)
 
 
-def run(folder: Path, *overrides: str) -> dict[str, float]:
-    """A training of seconds on the images in a folder."""
-    import ddpm.training
-    from ddpm.runs import locked
-
-    folder.mkdir()
-    one = locked(folder)
-    data = ["data=image_folder", "data.image_size=8", "data.channels=1", "data.num_workers=0"]
-    logs = ["logger=[]", "metric=[fid_random]", "optimized_metric=null"]
-    try:
-        return ddpm.training.train(ddpm.training.settings(composed(*SMALL, *logs, *data, *overrides)), one)
-    finally:
-        one.lock.release()
-
-
 @pytest.mark.parametrize(("count", "held_out"), [(3, 1), (1, 0)])
 def test_fewer_images_than_a_batch_train_and_validate(
     count: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -527,8 +511,9 @@ def test_fewer_images_than_a_batch_train_and_validate(
     monkeypatch.chdir(tmp_path)
     for i in range(count):
         grey(tmp_path / "images" / f"{i}.png", 80 * i, (8, 8))
-    small = [f"data.root={tmp_path}/images", f"data.held_out={held_out}", "data.batch_size=16", "~callbacks.evaluation"]
-    run(tmp_path / "run", *small)
+    data = ["data=image_folder", "data.image_size=8", "data.channels=1", "data.num_workers=0"]
+    data += [f"data.root={tmp_path}/images", f"data.held_out={held_out}"]
+    run(tmp_path / "run", *UNSCORED, *data)
     log = read(tmp_path / "run" / "metrics.csv")
     assert set(log["train/loss"]) == {1, 3, 5}
     assert set(log["val/loss"]) == {2, 5}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from compose import composed
 from PIL import Image
-from test_measuring import measured, trained  # noqa: F401 (a fixture)
+from running import measured
 
 from ddpm.drawing import draw_images
 from ddpm.errors import Refused
@@ -21,10 +21,17 @@ SHAPE = (1, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def drawn(trained, tmp_path_factory):  # noqa: F811
+def drawn(brief_run, tmp_path_factory):
     """Nine images of the model, in the ways that sample.py writes them."""
     folder = tmp_path_factory.mktemp("drawn")
-    asked = [f"checkpoint={trained}", "num_images=9", "sampler.num_steps=4", "trainer=cpu", "batch_size=4", "npz=true"]
+    asked = [
+        f"checkpoint={brief_run}",
+        "num_images=9",
+        "sampler.num_steps=4",
+        "trainer=cpu",
+        "batch_size=4",
+        "npz=true",
+    ]
     for out, png in (("both", "true"), ("npz", "false")):
         draw_images(composed(*asked, f"out={folder / out}", f"png={png}", verb="sample"))
     shutil.copytree(folder / "both", folder / "png")
@@ -33,11 +40,11 @@ def drawn(trained, tmp_path_factory):  # noqa: F811
     return folder
 
 
-def test_they_score_as_if_they_were_drawn_again(trained, drawn, tmp_path):  # noqa: F811
+def test_they_score_as_if_they_were_drawn_again(brief_run, drawn, tmp_path):
     results = tmp_path / "results.jsonl"
-    measured(trained, results, METRICS)
+    measured(brief_run, results, METRICS)
     for name in ("png", "others"):
-        measured(trained, results, METRICS, f"images={drawn / name}", "batch_size=3")
+        measured(brief_run, results, METRICS, f"images={drawn / name}", "batch_size=3")
     ours, of_drawing, of_others = rows_of(results)
     for row in (of_drawing, of_others):
         assert row["scores"] == pytest.approx(ours["scores"], rel=1e-4)
@@ -62,9 +69,9 @@ def test_images_are_the_same_whatever_they_lie_in(drawn, tmp_path):
     assert len(keys) == 1
 
 
-def test_the_neighbours_are_left_beside_the_results(trained, tmp_path, capsys):  # noqa: F811
+def test_the_neighbours_are_left_beside_the_results(brief_run, tmp_path, capsys):
     for seed in (0, 1):
-        measured(trained, tmp_path / "results.jsonl", METRICS, f"seed={seed}")
+        measured(brief_run, tmp_path / "results.jsonl", METRICS, f"seed={seed}")
     told = "".join(capsys.readouterr().out.split())
     pictures = sorted((tmp_path / "nearest").glob("share_nearer_pixels-*.png"))
     assert len(pictures) == 2

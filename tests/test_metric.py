@@ -246,11 +246,11 @@ def test_too_few_images_are_refused(tmp_path: Path) -> None:
     fid = FID(features=random_features(), reference="train", cache=str(tmp_path))
     fid.prepare(digits(train=20, test=20))
     with pytest.raises(Refused, match="at least two images"):
-        fid.reset(1)
+        fid.refuse_few(1)
     with pytest.raises(Refused, match="fewer than two train images"):
         fid.prepare(digits(train=1))
     with pytest.raises(Refused, match=r"9 images out among 10 splits.*splits=9"):
-        InceptionScore(features=classifier(tmp_path), splits=10).reset(9)
+        InceptionScore(features=classifier(tmp_path), splits=10).refuse_few(9)
     with pytest.raises(Refused, match="0 splits"):
         InceptionScore(features=classifier(tmp_path), splits=0)
 

@@ -119,7 +119,7 @@ def test_subsets_shrink_with_a_warning_and_the_protocol_says_so(
 def test_too_few_images_or_impossible_numbers_are_refused(data: Few, tmp_path: Path) -> None:
     metric = prepared(precision_recall(tmp_path), data)
     with pytest.raises(Refused, match="precision_recall_random needs at least 4 images, and num_images is 3"):
-        metric.reset(3)
+        metric.refuse_few(3)
     with pytest.raises(Refused, match="at least 4 images, and the number of train images is 3"):
         metric.prepare(digits(train=3))
     with pytest.raises(Refused, match="at least 2 images, and at_most is 1"):

@@ -10,7 +10,7 @@ import torch
 from compose import composed
 from exact import gaussian, point
 from PIL import Image
-from processes import SMALL
+from running import UNSCORED, run
 from torch import nn
 from yamls import names, node, schedule
 
@@ -26,11 +26,9 @@ from ddpm.noise import Stream, normal
 from ddpm.opening import quiet_trainer
 from ddpm.pictures import Figure, write_figure
 from ddpm.prediction import Data
-from ddpm.runs import locked
 from ddpm.sampler import DDIM, Ancestral, Heun
 from ddpm.sampling import SamplingModule, draw
 from ddpm.sigma import BetaTilde
-from ddpm.training import settings, train
 
 T, SHAPE = 10, (1, 4, 4)
 ALL_STEPS = Ancestral(num_steps=None, spacing="linspace", clip=True)
@@ -374,15 +372,7 @@ def test_a_figure_shows_each_pixel_as_it_is(channels, tmp_path):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A conditional model of 10 steps, trained for a moment."""
-    folder = tmp_path_factory.mktemp("run")
-    off = ["logger=[]", "metric=[]", "optimized_metric=null", "~callbacks.evaluation", "~callbacks.samples"]
-    small = [text for text in SMALL if not text.startswith(("callbacks.samples", "callbacks.evaluation"))]
-    run = locked(folder)
-    try:
-        train(settings(composed(*small, *off, "model.class_conditional=true", "schedule.num_steps=10")), run)
-    finally:
-        run.lock.release()
-    return folder
+    return run(tmp_path_factory.mktemp("run"), *UNSCORED, "model.class_conditional=true")
 
 
 def drawn(trained: Path, *overrides: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from compose import composed
 from omegaconf import OmegaConf
-from processes import SMALL, verb
+from processes import ROOT, SMALL, typed, verb
+from running import run_as
 
 from ddpm import sweep
 from ddpm.checkpoint import load
@@ -18,10 +19,11 @@ from ddpm.cli import plain, sentence, without_place
 from ddpm.errors import Refused
 from ddpm.opening import data_of
 from ddpm.privacy import public, without_paths
-from ddpm.runs import label, locked
-from ddpm.training import refuse_change, settings, train
+from ddpm.runs import label
+from ddpm.training import refuse_change
 
 CANARY = "canary-of-the-environment"
+PROGRAM = str(ROOT / "train.py").encode()
 
 
 @pytest.fixture
@@ -97,14 +99,6 @@ def read(path):
     return path.read_bytes()
 
 
-def run(folder, config):
-    one = locked(folder)
-    try:
-        train(settings(config), one)
-    finally:
-        one.lock.release()
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run whose data are elsewhere, its config, and where it ran."""
@@ -115,7 +109,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         patch.setenv("DDPM_TEST_SECRET", CANARY)
-        run(cwd, config)
+        run_as(cwd, config)
     return cwd, config
 
 
@@ -157,7 +151,7 @@ def test_training_does_not_go_on_from_a_state_of_another_kind(key, trained, tmp_
     content = torch.load(cwd / "checkpoints/last.ckpt", weights_only=True)
     torch.save(content | {key: BAD_STATES[key]}, tmp_path / "checkpoints/last.ckpt")
     with pytest.raises(Refused, match="does not fit this run"):
-        run(tmp_path, config)
+        run_as(tmp_path, config)
 
 
 @pytest.mark.slow
@@ -172,10 +166,11 @@ def test_wandb_keeps_neither_the_environment_nor_the_machine(tmp_path):
     for path in files:
         assert CANARY.encode() not in read(path), path
         assert str(tmp_path).encode() not in read(path), path
+        assert PROGRAM not in read(path), path
         assert host.encode() not in read(path) or len(host) < 4, path
-    verb("train", cwd, *SMALL, "name=told", "logger=wandb", WANDB_X_DISABLE_META="false", **secrets)
+    typed("train", cwd, *SMALL, "name=told", "logger=wandb", WANDB_X_DISABLE_META="false", **secrets)
     file, *_ = cwd.glob("runs/told/*/wandb/*/*.wandb")  # also by a link to the latest
-    assert str(cwd).encode() in file.read_bytes()  # the switch that docs/privacy.md names
+    assert PROGRAM in file.read_bytes()  # the switch that docs/privacy.md names
 
 
 @pytest.mark.slow

@@ -3,27 +3,20 @@
 from pathlib import Path
 
 import pytest
+import running
 import torch
 from compose import composed
 from processes import SMALL
 
 from ddpm.callbacks.run_log import read
 from ddpm.errors import Refused
-from ddpm.runs import locked
-from ddpm.training import refuse_change, settings, train
+from ddpm.training import refuse_change, settings
 
 OFF = ["logger=[]", "metric=[fid_random]", "optimized_metric=fid_random"]
 
 
 def run(folder: Path, *overrides: str) -> Path:
-    """Train in this process, in a folder that may hold a run to go on with."""
-    folder.mkdir(exist_ok=True)
-    one = locked(folder)
-    try:
-        train(settings(composed(*SMALL, *OFF, *overrides)), one)
-    finally:
-        one.lock.release()
-    return folder
+    return running.run(folder, *SMALL, *OFF, *overrides)
 
 
 def weights(folder: Path) -> dict:

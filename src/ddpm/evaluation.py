@@ -22,7 +22,7 @@ from ddpm.sampling import SamplingModule
 class Evaluation:
     """Some metrics by name, and how many samples they look at in batches of what size on each rank.
 
-    Raises Refused for fewer than two samples or an empty batch.
+    Raises Refused for fewer samples than a metric needs or an empty batch.
     """
 
     def __init__(
@@ -35,16 +35,15 @@ class Evaluation:
         self.metrics, self.data, self.num_images, self.batch_size = metrics, data, num_images, batch_size
         self.of_data = [metric for metric in metrics.values() if isinstance(metric, DataMetric)]
         self.of_samples = Scores(metric for metric in metrics.values() if isinstance(metric, SampleMetric))
-        if num_images < 2 and self.of_samples.metrics:
-            raise Refused(f"num_images is {num_images}, but scores of samples need at least 2.")
         if batch_size < 1:
             raise Refused(f"the batch size of an evaluation is {batch_size}; it must be at least 1.")
+        self.of_samples.refuse_few(num_images)
 
     def prepare(self, device: torch.device) -> None:
         """Get all weights and reference statistics, so that what is missing shows before a run starts."""
         self.of_samples.to(device)
         self.of_samples.prepare(self.data)
-        self.of_samples.reset(self.num_images)  # too few images show here
+        self.of_samples.reset(self.num_images)  # what there is to say of so few is said here
         self.of_samples.to("cpu")
         for metric in self.of_data:
             metric.prepare(self.data)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm.errors import Refused
 from ddpm.metric.cache import cached, fingerprint
 from ddpm.metric.features import FeatureBatch, Features
 from ddpm.metric.real import Real, real, spoken, unseen
@@ -54,8 +53,6 @@ class FrechetDistance(SummedMetric):
         self._unseen = unseen(data, self.reference)
 
     def reset(self, num_images: int) -> None:
-        if num_images < 2:
-            raise Refused(f"{self.name} needs at least two images, and num_images is {num_images}")
         if num_images != self.num_images and num_images < _PUBLISHED:
             self._warn(num_images)
         super().reset(num_images)

@@ -50,12 +50,15 @@ class InceptionScore(SummedMetric):
                 "choose metric=[inception_score_classifier] or metric=[inception_score]"
             )
 
-    def reset(self, num_images: int) -> None:
+    def refuse_few(self, num_images: int) -> None:
+        super().refuse_few(num_images)
         if num_images < self.splits:
             raise Refused(
                 f"{self.name} can not share {num_images} images out among {self.splits} splits: "
                 f"ask for more images or take its splits={max(1, num_images)}"
             )
+
+    def reset(self, num_images: int) -> None:
         self._split_of = split_of_image(num_images, self.splits)
         super().reset(num_images)
 

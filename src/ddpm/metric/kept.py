@@ -63,8 +63,10 @@ class KeptMetric(SampleMetric):
         self.reference_name = images.name
         self.of_real = reference_features(self.features, images, self.at_most, str(self.cache))
 
-    def reset(self, num_images: int) -> None:
+    def refuse_few(self, num_images: int) -> None:
         self._refuse(num_images, "num_images")
+
+    def reset(self, num_images: int) -> None:
         super().reset(num_images)
         self._shard.close()
         self._shard = Shard(self.cache)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, distributed
 
+from ddpm.errors import Refused
 from ddpm.metric.features import FeatureBatch, Features
 from ddpm.metric.source import Source
 
@@ -18,8 +19,8 @@ warn = rank_zero_only(logging.getLogger(__name__).warning)
 class SampleMetric(ABC):
     """A metric of the images 0 ... N - 1.
 
-    prepare(data) once, when the run starts; then reset(N), update(...) with each of the images 0 ... N - 1
-    once, on whichever rank, and compute() on all ranks together. It is no nn.Module, so that no
+    refuse_few(N) and prepare(data) once, when the run starts; then reset(N), update(...) with each of the images
+    0 ... N - 1 once, on whichever rank, and compute() on all ranks together. It is no nn.Module, so that no
     checkpoint and no average of weights takes the extractor along.
 
     Args:
@@ -57,12 +58,17 @@ class SampleMetric(ABC):
         """
         self.features.prepare(data)
 
-    def reset(self, num_images: int) -> None:
-        """Forget all images, and expect so many.
+    def refuse_few(self, num_images: int) -> None:
+        """What is asked for before anything is made ready.
 
         Raises:
-            Refused: if they are too few for the metric.
+            Refused: if so many images are too few for the metric.
         """
+        if num_images < 2:
+            raise Refused(f"{self.name} needs at least two images, and num_images is {num_images}")
+
+    def reset(self, num_images: int) -> None:
+        """Forget all images, and expect so many."""
         self.num_images = num_images
 
     @abstractmethod

@@ -14,11 +14,21 @@ from ddpm.metric.source import Source
 class Scores:
     """Metrics that see the same samples; those whose features are the same share one extractor.
 
-    prepare(data) once; then reset(N), update(...) with each of the N images once, compute() on all ranks.
+    refuse_few(N) and prepare(data) once; then reset(N), update(...) with each of the N images once, and compute() on
+    all ranks.
     """
 
     def __init__(self, metrics: Iterable[SampleMetric]) -> None:
         self.metrics = list(metrics)
+
+    def refuse_few(self, num_images: int) -> None:
+        """What is asked for before anything is made ready.
+
+        Raises:
+            Refused: if so many images are too few for one of the metrics.
+        """
+        for metric in self.metrics:
+            metric.refuse_few(num_images)
 
     def prepare(self, data: Source) -> None:
         """Prepare each metric where its extractor is, and let go of the extractors that are there twice.
@@ -38,11 +48,7 @@ class Scores:
             metric.features.to(device)
 
     def reset(self, num_images: int) -> None:
-        """Forget all images, and expect so many.
-
-        Raises:
-            Refused: if they are too few for one of the metrics.
-        """
+        """Forget all images, and expect so many."""
         for metric in self.metrics:
             metric.reset(num_images)
 
