@@ -18,6 +18,7 @@ class Few:
 
     facts: Facts
     splits: dict[str, TensorSet]
+    identity: str = ""
 
     def load(self, split: str) -> TensorSet:
         return self.splits[split]

@@ -11,7 +11,7 @@ from scipy.special import log_ndtr
 REAL = np.longdouble  # 64 bits of mantissa or more: its own rounding does not show at 1e-12
 assert np.finfo(REAL).eps < 1e-18
 SCHEDULES = ("linear", "quadratic", "constant", "warmup10", "warmup50", "jsd", "cosine", "sigmoid")
-SIGMAS = ("beta", "beta_tilde", "interpolated", "learned", "learned_range")
+SIGMAS = ("beta", "beta_tilde", "interpolated", "analytic", "learned", "learned_range")
 Array = NDArray[np.floating]
 
 
@@ -65,9 +65,27 @@ def log_variance(sigma: str, table: dict[str, Array], t: int, v: Array) -> Array
         "beta": large + 0 * v,
         "beta_tilde": small + 0 * v,
         "interpolated": (large + small) / 2 + 0 * v,
+        "analytic": max(analytic(table, t), small) + 0 * v,
         "learned": v,
         "learned_range": (v + 1) / 2 * beta + (1 - v) / 2 * small,
     }[sigma]
+
+
+def power(t: Array) -> Array:
+    """Some Gamma_t = E |eps_theta(x_t, t)|^2 / d: from a network that knows next to nothing to one that knows all."""
+    return 0.5 + 0.499 * np.cos(3 * np.asarray(t, dtype=np.float64))
+
+
+def analytic(table: dict[str, Array], t: int) -> float:
+    """log sigma_t^2 of Bao et al. (2022), Theorem 1 with lambda^2 = beta_tilde, at most that of Theorem 2 for data in
+    [-1, 1]."""
+    alpha_bar, before = table["alpha_bar"][t - 1], table["alpha_bar"][t - 2] if t > 1 else 1.0
+    alpha, small = alpha_bar / before, table["beta_tilde"][t - 1]
+    rest = np.sqrt(1 - before - small)
+    with np.errstate(divide="ignore"):
+        score = (np.sqrt((1 - alpha_bar) / alpha) - rest) ** 2 * (1 - power(t))
+    widest = (np.sqrt(before) - rest * np.sqrt(alpha_bar / (1 - alpha_bar))) ** 2
+    return float(np.log(small + min(score, widest)))
 
 
 def estimate(prediction: str, table: dict[str, Array], t: int, x_t: Array, output: Array, clip: bool) -> Array:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from compose import composed
+from running import measured
 from test_metric import kid, precision_recall
 from test_training import run, same, weights
 
@@ -106,7 +107,7 @@ def test_with_and_without_it_the_run_is_the_same_and_no_checkpoint_holds_an_extr
     for name in ("last", "best"):
         kept = torch.load(scored / f"checkpoints/{name}.ckpt", weights_only=True)
         assert tensors(kept) == tensors(weights(without))
-        assert kept["callbacks"]["Evaluate"].keys() == {"best", "scores"}
+        assert kept["callbacks"]["Evaluate"].keys() == {"best", "best_of", "scores"}
     assert {"fid_random", "share_nearer_pixels"} < weights(scored)["callbacks"]["Evaluate"]["scores"].keys()
 
 
@@ -122,7 +123,7 @@ def test_the_best_checkpoint_is_that_of_the_best_score_also_after_a_resume(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = [f"metric=[{metric}]", f"optimized_metric={metric}", "callbacks.evaluation.every_n_steps=1", *cheaply]
-    asked += ["lr_schedule=warmup", "optimizer.lr=0.05"]  # soon for the worse
+    asked += BAD
     run(tmp_path / "run", *asked, "trainer.max_steps=3")
     folder = run(tmp_path / "run", *asked, "trainer.max_steps=5")
     (history,) = (told for name, told in read(folder / "metrics.csv").items() if name.startswith(f"score/{metric}/"))
@@ -132,6 +133,42 @@ def test_the_best_checkpoint_is_that_of_the_best_score_also_after_a_resume(
     kept = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert kept["global_step"] == best
     assert kept["callbacks"]["Evaluate"]["best"] == history[best]
+
+
+BAD = ["lr_schedule=warmup", "optimizer.lr=0.05"]  # soon for the worse
+
+
+def scores_of(folder: Path) -> dict[int, float]:
+    (history,) = (told for name, told in read(folder / "metrics.csv").items() if name.startswith("score/fid_random/"))
+    return history
+
+
+def test_a_score_that_is_measured_otherwise_has_a_best_value_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [*BAD, "callbacks.evaluation.every_n_steps=1"]
+    run(tmp_path / "run", *asked, "trainer.max_steps=2")
+    folder = run(tmp_path / "run", *asked, "trainer.max_steps=4", "callbacks.evaluation.num_images=3")
+    history = scores_of(folder)
+    later = {step: history[step] for step in (3, 4)}
+    assert min(history, key=history.__getitem__) < 3  # and would stay the best
+    kept = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert kept["global_step"] == min(later, key=later.__getitem__)
+    assert kept["callbacks"]["Evaluate"]["best"] == min(later.values())
+    assert kept["callbacks"]["Evaluate"]["best_of"] == "fid_random/ancestral_5 of 3 images"
+
+
+def test_what_is_measured_in_training_is_what_evaluate_measures_of_the_averaged_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    few = ["callbacks.evaluation.num_images=8", "callbacks.evaluation.batch_size=8", "sampler.num_steps=4"]
+    folder = run(tmp_path / "run", *BAD, *few)
+    as_there = ["batch_size=8", "trainer.precision=32-true"]
+    ema, raw = (measured(folder, tmp_path / "r.jsonl", *as_there, f"weights={name}") for name in ("ema", "raw"))
+    assert scores_of(folder)[6] == pytest.approx(ema, rel=1e-5)
+    assert raw != pytest.approx(ema, rel=1e-2)
 
 
 def test_too_few_images_are_an_error(parts: tuple[Evaluation, SamplingModule]) -> None:

@@ -68,6 +68,7 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     verb("sample", cwd, f"checkpoint={folder}", "out=drawn", "trainer=cpu", *asked)
     names = {path.name for path in (cwd / "drawn").iterdir()}
     assert names == {f"{i:06d}.png" for i in range(5)} | {
+        ".lock",
         "drawing.json",
         "grid.png",
         "samples.npz",
@@ -104,7 +105,7 @@ def test_a_killed_drawing_makes_what_is_missing_and_the_same_bytes(trained, png,
     verb("sample", cwd, *asked, f"out={whole.name}")
     files = sorted(path for path in whole.iterdir() if path.suffix in (".png", ".npz"))
     assert len(files) == 2 + 11 * (png == "true")
-    assert {path.name for path in killed.iterdir()} == {"drawing.json", *(path.name for path in files)}
+    assert {path.name for path in killed.iterdir()} == {".lock", "drawing.json", *(path.name for path in files)}
     for path in files:
         assert path.read_bytes() == (killed / path.name).read_bytes()
 
@@ -170,6 +171,7 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
         ("train", ["runs=/proc/nothing"], "can not be written"),
         ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
         ("sample", [], "checkpoint must be given"),
+        ("sample", ["checkpoint=x", "mode=null"], "Config group override must be a string or a list"),
         ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "metric/beauty"),
     ],
 )

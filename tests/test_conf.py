@@ -12,6 +12,7 @@ from ddpm.build import build_callbacks, build_data, build_module, build_sampler
 from ddpm.data.facts import Facts
 from ddpm.errors import Refused
 from ddpm.instantiate import target_of
+from ddpm.training import settings
 
 WIRED = {  # what build.py hands over; nothing of it stands in a YAML
     "model": {"shape", "num_classes", "learned"},
@@ -72,13 +73,28 @@ def test_trainers_have_only_keys_that_lightning_knows(name):
     assert set(node("trainer", name)) - {"_target_", "defaults"} <= set(inspect.signature(Trainer).parameters)
 
 
-@pytest.mark.parametrize(("group", "name"), [(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")])
-def test_every_choice_composes_and_says_what_it_is(group, name):
-    first, second = (CONF / group / f"{name}.yaml").read_text().splitlines()[:2]
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_choice_says_what_it_is(path):
+    first, second = path.read_text().splitlines()[:2]
     assert (second if first.startswith("# @package") else first).startswith("# ")
-    choice = f"{group}=[{name}]" if group in ("callbacks", "metric", "logger") else f"{group}={name}"
-    config = composed(choice, "checkpoint=x", verb="sample") if group == "mode" else composed(choice)
-    assert config if group in ("experiment", "recipe") else config[group]
+
+
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+OF_TRAINING = [group for group in GROUPS if group not in ("mode", "experiment", "recipe")]
+
+
+@pytest.mark.parametrize("k", range(max(len(names(group)) for group in OF_TRAINING)))
+def test_every_choice_composes(k):
+    """One of each group at a time."""
+    picked = {group: names(group)[k % len(names(group))] for group in OF_TRAINING}
+    lists = ("callbacks", "metric", "logger")
+    config = composed(*(f"{group}=[{name}]" if group in lists else f"{group}={name}" for group, name in picked.items()))
+    assert all(config[group] for group in OF_TRAINING)
+
+
+@pytest.mark.parametrize("name", names("mode"))
+def test_every_mode_composes(name):
+    assert composed(f"mode={name}", "checkpoint=x", verb="sample")["mode"]
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +102,10 @@ def base():
     return composed("model=tiny", "model.channel_mult=[1]", "lr_schedule=constant")  # the smallest: there are hundreds
 
 
-@pytest.mark.parametrize("share", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("sigma", "prediction"), product(names("sigma"), names("prediction")))
 def test_every_combination_trains_and_samples_or_is_refused(base, sigma, prediction, share):
-    """All schedules and objectives, of which the fast tests take every third pair; each timestep under one of the
+    """All schedules and objectives, of which the fast tests take every fourth pair; each timestep under one of the
     schedules, samples under one objective."""
     sampled = set()
     for k, (schedule, objective) in enumerate(product(names("schedule"), names("objective"))):
@@ -103,7 +119,7 @@ def test_every_combination_trains_and_samples_or_is_refused(base, sigma, predict
             (sigma.startswith("learned") and objective not in ("vlb", "hybrid"))
             or (objective == "hybrid" and not sigma.startswith("learned"))
             or sigma == "analytic"
-            or (schedule == "jsd" and prediction == "epsilon")
+            or (schedule == "jsd" and (prediction == "epsilon" or objective in ("min_snr", "p2")))
         )
         if impossible:
             with pytest.raises(Refused, match="choose"):
@@ -175,14 +191,23 @@ def test_every_experiment_builds(name):
         (["schedule=constant", "schedule.num_steps=5000", "objective=truncated_snr"], "infinite"),
         (["model.class_conditional=true", "label_dropout=0.0"], "no label"),
         (["sampler.num_steps=700", "sampler.spacing=leading"], "not yet noise"),
+        (["sampler.num_steps=1", "sampler.spacing=leading"], "not yet noise"),
+        (["zero_terminal_snr=true", "prediction=velocity", "objective=min_snr"], "never be trained"),
+        (["schedule=jsd", "prediction=x0", "objective=p2"], "never be trained"),
         (["trainer.max_steps=0"], "trains nothing|at least 1"),
         (["sigma=learned", "objective=vlb", "sampler.num_steps=10"], "can not be strided"),
         (["schedule._target_=ddpm.schedule.nothing"], "spelling"),
+        (["trainer.accumulate_grad_batches=0"], "greater than 0"),
+        (["trainer.accumulate_grad_batches=-1"], "greater than 0"),
+        (["trainer.log_every_n_steps=0"], "greater than 0"),
+        (["trainer.val_check_interval=0"], "greater than 0"),
+        (["trainer.val_check_interval=-1"], "greater than 0"),
     ],
 )
 def test_impossible_values_are_refused_when_built_in_one_sentence(overrides, words, tmp_path):
     config = composed(*overrides)
     with pytest.raises(Refused, match=words) as refusal:
+        settings(config)
         data = build_data(config)
         module = build_module(config, data.facts)
         build_callbacks(config, tmp_path, data, module)

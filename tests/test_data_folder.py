@@ -1,6 +1,7 @@
 """Images of every kind from a folder tree: decoding, listing, classes, splits, unreadable files."""
 
 import os
+import shutil
 import struct
 import warnings
 import zlib
@@ -517,3 +518,16 @@ def test_fewer_images_than_a_batch_train_and_validate(
     log = read(tmp_path / "run" / "metrics.csv")
     assert set(log["train/loss"]) == {1, 3, 5}
     assert set(log["val/loss"]) == {2, 5}
+
+
+def test_a_run_goes_on_with_a_copy_of_its_folder_and_not_with_files_that_have_changed(tmp_path: Path) -> None:
+    for i in range(4):
+        grey(tmp_path / "images" / f"{i}.png", 20 * i)
+    first = folder(tmp_path / "images")
+    first.setup("fit")
+    shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)  # at another time
+    folder(tmp_path / "copy").load_state_dict(first.state_dict())
+    grey(tmp_path / "images" / "2.png", 250, (40, 40))
+    with pytest.raises(Refused, match="begun with other data") as refusal:
+        folder(tmp_path / "images").load_state_dict(first.state_dict())
+    assert "\n" not in str(refusal.value)

@@ -78,6 +78,7 @@ NAMED = sorted({(d, text, target) for d in DOCUMENTS for text, target in links(d
 @pytest.mark.parametrize(("document", "name", "target"), NAMED, ids=[name for _, name, _ in NAMED])
 def test_every_name_is_defined_in_the_file_that_it_links_to(document, name, target):
     assert home(resolved(name)) == (document.parent / target).resolve()
+    assert not getattr(resolved(name)[-1], "__isabstractmethod__", False), "it computes nothing itself"
 
 
 def test_a_name_that_is_elsewhere_or_nowhere_is_noticed():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddpm.data.stream import index_batches
-from ddpm.drawn import Pictures, Shards, numbered, open_drawing, stream, write_npz
+from ddpm.drawn import Pictures, Shards, alone, numbered, open_drawing, stream, write_npz
 from ddpm.errors import Refused
 
 KINDS = [Pictures, Shards]
@@ -62,3 +62,11 @@ def test_a_folder_holds_one_drawing(kind, tmp_path):
     (tmp_path / "out/drawing.json").unlink()
     with pytest.raises(Refused, match="unknown origin"):
         open_drawing(drawn, {"seed": 0, "sampler": "x"}, write=True)
+
+
+def test_a_folder_is_drawn_into_by_one_command_at_a_time(tmp_path):
+    out = tmp_path / "new/out"
+    refused = pytest.raises(Refused, match=r"another process draws into .*new/out; wait for it")
+    for _ in range(2):
+        with alone(out, first=True), alone(out, first=False), refused, alone(out, first=True):
+            raise AssertionError

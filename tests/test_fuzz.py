@@ -1,10 +1,12 @@
 """Whatever stands in a config or in a file: it works, or is refused in one sentence. Never a traceback, a hang or more
 memory than there is; so the examples run in a child with little of it."""
 
+import signal
 import struct
 import tempfile
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import hostile
@@ -17,13 +19,16 @@ from hypothesis import strategies as st
 from ddpm import training
 from ddpm.build import build_callbacks, build_data, build_loggers, build_metrics, build_module, build_sampler
 from ddpm.checkpoint import load, resumable
-from ddpm.cli import sentence
+from ddpm.cli import EXPECTED, sentence
+from ddpm.drawing import TYPES, refuse_label, refuse_useless, studio
 from ddpm.errors import Refused
-from ddpm.opening import data_of
+from ddpm.evaluation import Evaluation
+from ddpm.instantiate import make
+from ddpm.opening import data_of, opened, quiet_trainer
 from ddpm.trainer import build_trainer, refuse_batch, refuse_scaling
 
-COUNTS = [25, pytest.param(500, marks=pytest.mark.slow)]
 GIGABYTES, SECONDS = 3, 1200
+EACH = 20  # seconds
 
 PLAIN = st.one_of(
     st.none(),
@@ -48,15 +53,29 @@ def options(count):
     )
 
 
+class TooLongError(BaseException):
+    """No error that anything would take for a refusal."""
+
+
+def late(*_):
+    raise TooLongError
+
+
 def works_or_is_refused(work):
-    """Raises whatever else it ends in."""
+    """Raises whatever else it ends in than what the verbs tell without a traceback; also that it lasts."""
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(EACH)
     try:
         work()
-    except Refused as refusal:
-        told = sentence(refusal)
+    except EXPECTED as error:
+        told = sentence(error)
         assert told
-        assert told.isprintable()
+        assert all(line.isprintable() for line in told.splitlines())
         assert len(told) < 3000
+        several = "\n" in told and isinstance(error, Refused)
+        assert not several, told
+    finally:
+        signal.alarm(0)
 
 
 def places(node, above=()):
@@ -77,8 +96,8 @@ def replaced(node, way, value):
     return changed
 
 
-def built(config, folder):
-    """All that train.py makes of a config before the first step."""
+def trained(config, folder):
+    """All that train.py makes of a config, and one step of a model that is small."""
     training.check_place(config)
     training.settings(config)
     data = build_data(config)
@@ -89,21 +108,89 @@ def built(config, folder):
     trainer = build_trainer(config, callbacks, build_loggers(config, folder), folder=folder)
     refuse_batch(data.batch_size, trainer)
     refuse_scaling(config, trainer)
+    if sum(parameter.numel() for parameter in module.parameters()) < 10**6:
+        optimizer = module.configure_optimizers()["optimizer"]
+        module.loss_of(data.batch("train", [0]), 0)[0].backward()
+        optimizer.step()
 
 
-def fuzz_config(count):
-    config = composed("model=tiny", "logger=csv", "trainer.accelerator=cpu")
-    folder = Path(tempfile.mkdtemp())
+def drawn(config, folder):
+    """All that sample.py makes of a config, and one image."""
+    model = opened(config, TYPES)
+    mode = make(config["mode"], "mode")
+    refuse_useless(config, mode)
+    refuse_label(config["label"], model)
+    place = studio(config, model)
+    place.trainer([])
+    with torch.inference_mode():
+        place.module.predict_step(torch.arange(1), 0)
+
+
+def measured(config, folder):
+    """All that evaluate.py makes of a config before it draws and measures."""
+    metrics = build_metrics(config)
+    model = opened(config, {"optimized_metric": str | None, "results": str | None, "images": str | None})
+    data = data_of(model.loaded, config["data"])
+    Evaluation(metrics, data, config["num_images"], config["batch_size"])
+    quiet_trainer(config, [])
+
+
+VERBS = {"train": trained, "sample": drawn, "evaluate": measured}
+
+
+def plainly(verb, run):
+    """What a user types, on a CPU."""
+    asked = ["trainer.accelerator=cpu", "trainer.precision=32-true"]
+    return [*asked, "model=tiny", "logger=csv"] if verb == "train" else [*asked, f"checkpoint={run}"]
+
+
+def fuzz_config(verb, count, run):
+    config, folder = composed(*plainly(verb, run), verb=verb), Path(tempfile.mkdtemp())
 
     @options(count)
     @given(changes_of(config, ANY))
     def check(changes):
-        works_or_is_refused(lambda: built(with_changes(config, changes), folder))
+        works_or_is_refused(lambda: VERBS[verb](with_changes(config, changes), folder))
 
     check()
 
 
-def opened(data):
+WORDS = st.one_of(
+    st.text(max_size=20),
+    st.text("[]{}()',\"=:~+$.\\ a1", max_size=12),
+    st.sampled_from(
+        ["null", "???", "[]", "{}", "[1", "{a:1}", "$", "${seed}", "${oc.env:HOME}", "${x", "1e999", "nan"]
+    ),
+    st.sampled_from(
+        ["range(1,3)", "choice(1,2)", "glob(*)", "1,2", "'", "\\'", "0x1", "-1", "tiny", "ddim", "heun", "\0"]
+    ),
+)
+
+
+def typed(verb, *overrides):
+    """What Hydra makes of a command line; until then all that is raised is told without a traceback."""
+    try:
+        return composed(*overrides, verb=verb)
+    except Exception as error:
+        raise ImportError(*error.args) from error  # one that the verbs expect
+
+
+def fuzz_overrides(verb, count, run):
+    config, folder = composed(*plainly(verb, run), verb=verb), Path(tempfile.mkdtemp())
+    keys = st.one_of(st.sampled_from([".".join(way) for way in places(config)]), st.text(max_size=8))
+    override = st.builds(
+        "{}{}{}{}".format, st.sampled_from(["", "", "+", "++", "~"]), keys, st.sampled_from("==@"), WORDS
+    )
+
+    @options(count)
+    @given(st.lists(override, min_size=1, max_size=2))
+    def check(overrides):
+        works_or_is_refused(lambda: VERBS[verb](typed(verb, *plainly(verb, run), *overrides), folder))
+
+    check()
+
+
+def read(data):
     with tempfile.NamedTemporaryFile(suffix=".ckpt") as file:
         Path(file.name).write_bytes(data)
         works_or_is_refused(lambda: data_of(load(file.name), {}))
@@ -185,25 +272,36 @@ def changes_of(node, values):
     )
 
 
-def fuzz_checkpoint(count):
-    whole = hostile.whole()
+def fuzz_checkpoint(count, run):
+    whole = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     data, records = hostile.zipped(whole), hostile.records(whole)
 
-    @options(-(-count // 3))
+    @options(count)
     @given(
         EDITS, st.lists(st.tuples(st.integers(0), OPCODES), min_size=1, max_size=4), changes_of(whole, ANY | TENSORS)
     )
     def check(edits, bytes_of_the_structure, values):
-        opened(edited(data, edits))
-        opened(repickled(records, bytes_of_the_structure))
-        opened(hostile.zipped(with_changes(whole, values)))
+        read(edited(data, edits))
+        read(repickled(records, bytes_of_the_structure))
+        read(hostile.zipped(with_changes(whole, values)))
 
     check()
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("work", [fuzz_config, fuzz_checkpoint])
-def test_whatever_is_changed_it_works_or_is_refused(work, count, tmp_path, monkeypatch):
+CONFIGS = [partial(fuzz_config, verb) for verb in VERBS]
+OVERRIDES = [partial(fuzz_overrides, verb) for verb in VERBS]
+FEW = [(fuzz_checkpoint, 8), *((work, 25) for work in (*CONFIGS, OVERRIDES[0]))]
+MANY = [(work, 500) for work in (fuzz_checkpoint, *CONFIGS, *OVERRIDES)]
+
+
+def named(work):
+    return f"{work.func.__name__}_{work.args[0]}" if isinstance(work, partial) else getattr(work, "__name__", None)
+
+
+@pytest.mark.parametrize(
+    ("work", "count"), [*FEW, *(pytest.param(*one, marks=pytest.mark.slow) for one in MANY)], ids=named
+)
+def test_whatever_is_changed_it_works_or_is_refused(work, count, brief_run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    hostile.within(GIGABYTES, SECONDS, work, count)
+    hostile.within(GIGABYTES, SECONDS, work, count, brief_run)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

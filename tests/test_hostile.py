@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hostile import BELOW, BETAS, CANARY, FACTS, PICKLES, SECRET, TARGETS, VALUES, WEIGHTS, WHOLE
 from PIL import Image
+from safetensors.torch import save
 from yamls import node
 
 from ddpm import strangers
@@ -150,7 +152,7 @@ def test_a_checkpoint_neither_downloads_nor_looks_around(name, folder):
     assert told in refused(lambda: data_of(model, {}).load("test"))
 
 
-def test_a_users_root_counts_and_that_of_the_run(folder):
+def test_a_users_root_counts_and_that_of_the_run_which_is_told(folder, capsys):
     pictures = folder / "pictures"
     pictures.mkdir()
     for name in "ab":
@@ -159,6 +161,7 @@ def test_a_users_root_counts_and_that_of_the_run(folder):
     content["ddpm"]["config"]["data"] = node("data", "image_folder") | {"root": "/etc", "channels": 1, "image_size": 8}
     model = opened(folder, hostile.zipped(content))
     assert len(data_of(model, {"root": str(pictures)}).load("train")) == 2
+    assert not capsys.readouterr().out
     (folder / "run").mkdir()
     run = load(written(folder / "run/checkpoints", hostile.zipped(content)))
     target = content["ddpm"]["config"]["data"]["_target_"]
@@ -174,8 +177,10 @@ def test_a_users_root_counts_and_that_of_the_run(folder):
         assert "does not tell" in refused(data_of, run, {})
     (folder / "run/config.yaml").write_text(f"data: {{_target_: {target}, root: {pictures}, download: true}}")
     assert len(data_of(run, {}).load("train")) == 2
+    assert f"data.root='{pictures}', as the config.yaml of the run says" in capsys.readouterr().out
 
 
+SAVED = {"SaveLast": {"log_bytes": 0}}
 RESUMED = {
     "counts below 0": {"loops": {"fit_loop": {"a": [-1]}}},
     "counts that are none": {"loops": {"fit_loop": {"a": "x"}}},
@@ -183,15 +188,21 @@ RESUMED = {
     "no callbacks": {"callbacks": None},
     "no place in the log": {"callbacks": {"SaveLast": {}}},
     "a place before the log": {"callbacks": {"SaveLast": {"log_bytes": -5}}},
+    "a best score in words": {"callbacks": SAVED | {"Evaluate": {"best": "x", "scores": {}}}},
+    "scores in words": {"callbacks": SAVED | {"Evaluate": {"best": None, "scores": {"fid": "x"}}}},
+    "a module for scores": {"callbacks": SAVED | {"Evaluate": {"best": None, "scores": {"_target_": "this.s"}}}},
+    "skipped steps in words": {"callbacks": SAVED | {"StopOnNonFinite": {"skipped": "x", "in_a_row": 0}}},
     "an optimiser of nan": {"optimizer_states": [{"state": {0: {"step": torch.tensor(float("nan"))}}}]},
 }
 
 
 @pytest.mark.parametrize("name", RESUMED)
 def test_training_goes_on_from_nothing_that_is_not_plain(name, folder):
-    whole = {"loops": {"fit_loop": {"a": 1}}, "callbacks": {"SaveLast": {"log_bytes": 0}}}
+    measured = {"best": None, "best_of": None, "scores": {"fid": float("nan"), "kid": 1}}
+    whole = {"loops": {"fit_loop": {"a": 1}}, "callbacks": SAVED | {"Evaluate": measured, "StopOnNonFinite": {}}}
     assert resumable(written(folder, hostile.changed(lambda c: c.update(whole))))
     refused(resumable, written(folder, hostile.changed(lambda c: c.update(whole | RESUMED[name]))))
+    assert "this" not in sys.modules
 
 
 SHAPED = ("harmless", "terabyte", "one number", "many tensors", "%")  # of weights the shapes are compared later
@@ -208,6 +219,16 @@ def test_weights_of_the_format_before_zip_are_read(folder):
     assert torch.equal(tensors(written(folder, hostile.legacy({"x": torch.arange(3.0)})))["x"], torch.arange(3.0))
     with pytest.raises(ValueError, match="names 'posix system'"):
         tensors(written(folder, hostile.legacy({"x": hostile.touching()})))
+
+
+def test_weights_in_safetensors_are_read_and_bad_ones_are_refused(folder):
+    good = save({"x": torch.arange(3.0)})
+    assert torch.equal(tensors(written(folder, good, "x.safetensors"))["x"], torch.arange(3.0))
+    header = b'{"x":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    claims = len(header).to_bytes(8, "little") + header + bytes(12)
+    for bad in (good[:-4], good[:20], claims, (2**62).to_bytes(8, "little"), b"", pickle.dumps(hostile.touching())):
+        with pytest.raises(ValueError, match="damaged or holds more"):
+            tensors(written(folder, bad, "x.safetensors"))
 
 
 def statistics(mu=None, sigma=None, compressed=False, **more):

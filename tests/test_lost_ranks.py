@@ -1,7 +1,9 @@
 """When a rank is lost the others end, and say why."""
 
+import filecmp
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -47,13 +49,24 @@ def test_training_ends_with_a_rank_and_its_folder_says_why(tmp_path, victim):
 
 
 @pytest.mark.slow
-def test_a_rank_that_draws_without_asking_the_others_ends_too(trained, tmp_path):
-    asked = [f"checkpoint={trained[1]}", f"out={tmp_path / 'drawn'}", "trainer=ddp_cpu", "num_images=4000"]
-    job = start(tmp_path, *asked, "batch_size=2", "sampler.num_steps=50", verb="sample", ranks=2)
-    assert wait_for(lambda: len(list((tmp_path / "drawn").rglob("0000*.png"))) > 3, job), job.told.read_text()
+def test_a_rank_that_draws_without_asking_the_others_ends_too_and_any_ranks_draw_the_rest(trained, tmp_path):
+    asked = [f"checkpoint={trained[1]}", "num_images=61", "batch_size=2", "sampler.num_steps=20", "npz=true"]
+    lost = tmp_path / "lost_1"
+    job = start(tmp_path, *asked, f"out={lost}", "trainer=ddp_cpu", verb="sample", ranks=2)
+    assert wait_for(lambda: len(list(lost.rglob("0000*.png"))) > 3, job), job.told.read_text()
     os.kill(job.ranks[1].pid, signal.SIGKILL)
     assert job.wait(SECONDS) == [1, -signal.SIGKILL], job.told.read_text()
     assert "error: rank 1 was lost" in job.told.read_text()
+    assert not (lost / "samples.npz").exists()
+    shutil.copytree(lost, tmp_path / "lost_2")
+    for out, ranks in (("lost_1", 1), ("lost_2", 2), ("whole", 1)):
+        trainer = "trainer=cpu" if ranks == 1 else "trainer=ddp_cpu"
+        start(tmp_path, *asked, f"out={out}", trainer, verb="sample", ranks=ranks).done()
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.[pn]*"))
+    assert len(names) == 63
+    for again in (lost, tmp_path / "lost_2"):
+        assert sorted(path.name for path in again.glob("*.[pn]*")) == names
+        assert filecmp.cmpfiles(again, tmp_path / "whole", names, shallow=False)[0] == names
 
 
 def processes_in(cwd: Path) -> dict[int, bool]:

@@ -10,7 +10,10 @@ from compose import composed
 from rich.console import Console
 
 from ddpm.build import build_data, build_diffusion, build_metrics
+from ddpm.data.digits import Digits
+from ddpm.data.image_data import TensorSet
 from ddpm.likelihood import bound
+from ddpm.metric.bits_per_dim import chosen
 from ddpm.noise import Stream, normal
 from ddpm.rate_distortion import rate_and_distortion, table, write
 from ddpm.report import score_table
@@ -43,9 +46,9 @@ def measured(metric, diffusion, batches=None):
 
 
 def whole(model):
-    """All terms of the first ten test images."""
+    """All terms of ten test images."""
     _, data, diffusion = model
-    indices = torch.arange(10)
+    indices = chosen(10, len(data.load("test")))
     x_0 = data.batch("test", indices).images
     with torch.no_grad():
         return bound(diffusion, x_0, lambda t: normal(0, Stream.BOUND, indices, t, x_0.shape[1:]))
@@ -80,6 +83,41 @@ def test_few_times_are_right_within_the_error_that_they_state(model):
     assert few["bits_per_dim"] != exact["bits_per_dim"]
     assert abs(few["bits_per_dim"] - exact["bits_per_dim"]) < 4 * few["bits_per_dim_std_error"]
     assert few["distortion"] == pytest.approx(exact["distortion"], rel=1e-6)
+
+
+class ByClass(Digits):
+    """A test split as a folder of classes gives it: blank images, then noise."""
+
+    def read(self, split):
+        noise = torch.randint(17, (150, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+        levels = torch.cat((torch.zeros_like(noise), noise)).to(torch.uint8)
+        return TensorSet(levels, torch.arange(300) // 150)
+
+
+@pytest.mark.parametrize("num_times", [None, 6])
+def test_some_images_stand_for_all_also_where_they_lie_by_class(model, num_times):
+    config, _, diffusion = model
+    by_class = (config, ByClass(root=None, batch_size=8, num_workers=0, flip=False, seed=0), diffusion)
+    all_ = measured(metric_of(by_class, num_images=None, batch_size=300), diffusion)
+    metric = metric_of(by_class, num_images=60, num_times=num_times)
+    some = measured(metric, diffusion)
+    assert abs(some["bits_per_dim"] - all_["bits_per_dim"]) < 4 * some["bits_per_dim_std_error"]
+    assert metric.protocol()["chosen"] == "at random, seed 0"
+    assert "chosen" not in metric_of(by_class, num_images=300).protocol()
+
+
+def test_the_fewer_images_are_among_the_more_and_all_are_each_once():
+    assert chosen(9, 9).tolist() == list(range(9))
+    assert chosen(4, 9).tolist() == chosen(6, 9).tolist()[:4]
+    assert len(set(chosen(8, 9).tolist())) == 8
+
+
+def test_of_one_image_no_interval_is_told(model):
+    alone = measured(metric_of(model, num_images=1), model[2])
+    assert alone["bits_per_dim"] > 0
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(score_table(alone))
+    assert not {"±", "nan"} & set(console.export_text().split())
 
 
 class Counted(torch.nn.Module):

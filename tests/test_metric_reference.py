@@ -50,6 +50,18 @@ def test_a_folder_of_images_is_a_reference(tmp_path: Path) -> None:
     assert of_kid.of_real.shape == (59, 16)
 
 
+def test_a_changed_file_of_a_folder_is_another_reference_also_where_nobody_looks_into_it(tmp_path: Path) -> None:
+    data, noise = digits(train=2), torch.randint(256, (1, 8, 8), generator=torch.Generator().manual_seed(0))
+    for i in range(100):
+        write_png(torch.full((1, 8, 8), i, dtype=torch.uint8), tmp_path / f"{i:02d}.png")
+    before = real(data, str(tmp_path))
+    write_png(noise.to(torch.uint8), tmp_path / "02.png")  # 64 are looked into: 0, 1, 3, 4, 6, ...
+    after = real(data, str(tmp_path))
+    assert after.probe == before.probe
+    assert after.identity != before.identity
+    assert after.identity == real(data, str(tmp_path)).identity
+
+
 def test_images_of_a_folder_come_at_the_datas_size(tmp_path: Path) -> None:
     for i in range(3):
         write_png(torch.full((3, 20, 16), 100 + i, dtype=torch.uint8), tmp_path / f"{i}.png")

@@ -401,6 +401,21 @@ def test_every_mode_draws_for_a_label_or_refuses_it(name, trained, tmp_path, mon
         assert len(rows) == 10
 
 
+def test_shards_go_once_they_are_together_also_after_a_kill(trained, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", killed)
+        drawn(trained, "png=false", "npz=true")
+    whole = (tmp_path / "out/samples.npz").read_bytes()
+    assert list((tmp_path / "out/shards").iterdir())
+    drawn(trained, "png=false", "npz=true")
+    assert not (tmp_path / "out/shards").exists()
+    assert (tmp_path / "out/samples.npz").read_bytes() == whole
+
+
 def test_the_images_may_be_files_and_numbers(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("L", (30, 20), 99).save("a.png")

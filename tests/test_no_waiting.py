@@ -41,7 +41,10 @@ class Watched(Callback):
         self.watch.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("objective", [[], ["sigma=learned_range", "objective=hybrid", "timestep=loss_aware"]])
+@pytest.mark.parametrize(
+    "objective",
+    [["sigma=learned_range", "objective=hybrid", "timestep=loss_aware"], pytest.param([], marks=pytest.mark.slow)],
+)
 def test_a_step_waits_for_nothing(objective, tmp_path):
     small = ["model=tiny", "trainer=cpu", "trainer.precision=32-true", "trainer.max_steps=3", "data.batch_size=8"]
     quiet = ["trainer.log_every_n_steps=100", "callbacks=[ema_warmup]", "logger=[]", "optimized_metric=null"]

@@ -44,8 +44,27 @@ def test_absolute_paths_are_told_from_here_or_by_their_last_part(here):
     assert str(elsewhere) not in short
     assert short.startswith("images-")
     assert "nor [b.png-" in short
+    for slashes in ("/", "//", "file://", "file:", "x=///", "a:"):
+        text = f"{slashes}{elsewhere}/images"
+        assert str(here.parent) not in without_paths(text), text
+        assert public({"seed": 0, "data": {"root": text}}) == {"seed": 0, "data": {}}
+    assert without_paths(f"file://{here}/a") == "file:a"
+    assert without_paths(f"/{here}/a") == "a"
     assert without_paths(f"x={elsewhere}") != without_paths(f"x={elsewhere.parent}/other/elsewhere")
-    for text in ("a/b", "./a", "../a", "x=1/2", "https://a.b/c", "model=tiny", "~/a", "/", "a-/b"):
+    for text in (
+        "a/b",
+        "./a",
+        "../a",
+        "x=1/2",
+        "https://a.b/c",
+        "s3://a/b",
+        "a//b",
+        "model=tiny",
+        "~/a",
+        "/",
+        "//",
+        "a-/b",
+    ):
         assert without_paths(text) == text
 
 
@@ -159,6 +178,7 @@ def test_wandb_keeps_neither_the_environment_nor_the_machine(tmp_path):
     (tmp_path / "here").mkdir()
     cwd, host = tmp_path / "here", os.uname().nodename
     secrets = {"DDPM_TEST_SECRET": CANARY, "SLURM_TEST_SECRET": CANARY, "SLURM_JOB_NAME": "bash"}
+    secrets |= {"WANDB_API_KEY": CANARY.ljust(40, "0")}
     verb("train", cwd, *SMALL, "name=try", f"data.root={tmp_path}/elsewhere", **secrets)
     (folder,) = cwd.glob("runs/try/*/wandb")
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "debug-core.log"]

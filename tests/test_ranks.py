@@ -1,6 +1,7 @@
 """Two processes walk the whole way, and see what one process sees."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +22,9 @@ STILL = [
 ]  # no signs of rounding
 AWARE = ["timestep=loss_aware", "timestep.history=1", "schedule.num_steps=10"]  # soon full, and then in use
 METRICS = ["fid_classifier", "inception_score_classifier", "kid_classifier", "precision_recall_classifier"]
-METRICS += ["share_nearer_pixels", "bits_per_dim"]
+METRICS += ["share_nearer_pixels", "bits_per_dim", "bits_per_dim_train"]
+FEW = ["metric.bits_per_dim.num_times=2", "metric.bits_per_dim_train.num_times=null"]  # the second exactly
+FEW += ["metric.bits_per_dim_train.num_images=5", "metric.bits_per_dim_train.batch_size=2"]
 SHORT = [text for text in SMALL if not text.startswith("trainer.accelerator")]
 
 
@@ -32,8 +35,10 @@ def timesteps(folder):
 
 
 def both(name, cwd, *arguments):
-    """Two ranks, started as torchrun does, where Lightning's own start of the second one takes long."""
-    start(cwd, *arguments, "trainer=ddp_cpu", verb=name, ranks=2).done()
+    """Two ranks, started as torchrun does, where Lightning's own start of the second one takes long. What they said."""
+    job = start(cwd, *arguments, "trainer=ddp_cpu", verb=name, ranks=2)
+    job.done()
+    return job.told.read_text()
 
 
 def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(home):
@@ -48,24 +53,29 @@ def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(home):
     verb("train", home, *whole, *STILL, *AWARE, "trainer.max_steps=8", "name=one")
     (alone,) = (home / "runs/one").iterdir()
     ours, theirs = read(folder / "metrics.csv"), read(alone / "metrics.csv")
-    for name in ("train/loss", "val/loss"):
+    scores = [name for name in theirs if name.startswith("score/")]
+    assert len(scores) > 2
+    for name in ("train/loss", "val/loss", *scores):
         for step, value in theirs[name].items():
-            assert ours[name][step] == pytest.approx(value, rel=1e-3)
+            assert ours[name][step] == pytest.approx(value, rel=1e-3), name
     learnt, expected = (timesteps(run) for run in (folder, alone))
     assert torch.equal(learnt["counts"], expected["counts"])
     assert learnt["counts"].min() > 1
     assert torch.allclose(learnt["losses"], expected["losses"], rtol=1e-3)
 
     drawn = [f"checkpoint={folder}", "num_images=7", "batch_size=2", "sampler.num_steps=5", "npz=true"]
-    both("sample", home, *drawn, "out=by_two")
+    told = both("sample", home, *drawn, "out=by_two")
+    assert [line.split(" (")[0] for line in told.splitlines() if "images/s" in line] == ["image 3 of 7", "image 7 of 7"]
     verb("sample", home, *drawn, "out=by_one", "trainer=cpu")
     for name in (*(f"{k:06d}.png" for k in range(7)), "samples.npz"):
         assert (home / "by_two" / name).read_bytes() == (home / "by_one" / name).read_bytes()
 
     asked = [f"checkpoint={folder}", "num_images=20", "batch_size=8", "sampler.num_steps=5"]
-    asked += ["metric.bits_per_dim.num_times=2", f"metric=[{','.join(METRICS)}]"]
+    asked += [*FEW, f"metric=[{','.join(METRICS)}]"]
     both("evaluate", home, *asked)
     by_two = (folder / "checkpoints/results.jsonl").read_text()
+    assert len(list((folder / "checkpoints/terms").glob("*/0*-0*.npz"))) == 3
+    shutil.rmtree(folder / "checkpoints/terms")  # or one rank would not measure
     verb("evaluate", home, *asked, "trainer=cpu")
     by_one = (folder / "checkpoints/results.jsonl").read_text()
     one, two_ = (json.loads(text)["scores"] for text in (by_one, by_two))

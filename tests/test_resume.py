@@ -15,6 +15,7 @@ from wandb_file import histories
 
 from ddpm.callbacks.checkpoint import LAST, NEW, PREVIOUS, SaveLast
 from ddpm.callbacks.run_log import read
+from ddpm.checkpoint import resumable
 from ddpm.checkpoint_io import AtomicCheckpointIO
 from ddpm.loggers import kept_id
 from ddpm.runs import locked, status
@@ -88,7 +89,8 @@ def scontrol(folder: Path) -> dict[str, str]:
     """A SLURM job of one task, whose `scontrol` only notes what it is asked for and what the run says then."""
     folder.mkdir()
     script = folder / "scontrol"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\ncat runs/killed/*/status.json > {folder}/status\n')
+    told = f"cat runs/killed/*/status.json > {folder}/status || true"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n{told}\n')
     script.chmod(0o755)
     task = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
     task |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
@@ -158,6 +160,16 @@ def test_one_wrong_bit_of_the_last_checkpoint_gives_way_to_the_one_before_it(exp
     run.lock.release()
 
 
+def test_a_kill_right_after_a_fall_back_loses_nothing(expected: Path, tmp_path: Path) -> None:
+    killed_at(tmp_path, Moment("ddpm.module.DiffusionModule.training_step", 13), *CHOSEN)
+    last = only(tmp_path / "runs/killed") / "checkpoints/last.ckpt"
+    assert last.with_name(PREVIOUS).exists()
+    last.write_bytes(last.read_bytes()[:5000])
+    killed_at(tmp_path, Moment("os.link", after=True), *CHOSEN)
+    assert resumable(last)["global_step"] == resumable(last.with_name(PREVIOUS))["global_step"] == 3
+    assert_equal(finished(tmp_path, *CHOSEN), expected)
+
+
 def test_two_are_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: Path) -> None:
         raise PermissionError(1, "no hard links")
@@ -174,6 +186,7 @@ def test_two_are_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypatch:
 AT_ONCE = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "0.02"}
 
 
+@pytest.mark.slow
 def test_all_parts_of_a_run_are_one_run_at_wandb_and_repeat_their_rows(tmp_path: Path) -> None:
     chosen = [*ONE, "logger=[wandb]"]
     job = start(tmp_path, *SHORT, *chosen, "name=killed", moment=Moment("os.fsync", 12), **AT_ONCE)

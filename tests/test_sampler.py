@@ -12,7 +12,7 @@ from ddpm.errors import Refused
 from ddpm.instantiate import make
 from ddpm.prediction import posterior_coefficients
 from ddpm.sampler import DDIM, Ancestral, Heun, Spacing
-from ddpm.sigma import Analytic, Beta, BetaTilde
+from ddpm.sigma import Analytic, Beta, BetaTilde, Interpolated
 from ddpm.types import times
 
 SPACINGS = [spacing.value for spacing in Spacing]
@@ -59,7 +59,7 @@ def test_on_unit_noise_ancestral_with_beta_stays_unit_noise(name, n):
         assert time == 0 or var == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize(("sigma", "spacing"), product([Beta(), BetaTilde()], SPACINGS))
+@pytest.mark.parametrize(("sigma", "spacing"), product([Beta(), BetaTilde(), Interpolated(fraction=0.3)], SPACINGS))
 def test_on_a_gaussian_ancestral_follows_the_linear_recursion(sigma, spacing):
     m, v, s = 0.3, 0.25, schedule("linear", 1000)
     sampler = ancestral(20, spacing)
@@ -240,7 +240,7 @@ def schedule_1000():
     return NoiseSchedule(make(node("schedule", "linear"), "schedule"))
 
 
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("clip", [False, True, 0.5, 0.9])
 @pytest.mark.parametrize(("t", "s"), [(10, 9), (10, 4), (3, 1), (2, 0)])
 def test_ddim_with_eta_one_is_ancestral_with_beta_tilde(clip, t, s):
     d = gaussian(schedule("linear", 10), 0.5, 4.0, BetaTilde())
@@ -248,7 +248,7 @@ def test_ddim_with_eta_one_is_ancestral_with_beta_tilde(clip, t, s):
     args = (d, 2 * x, times(t, x), times(s, x), eps)
     ours, theirs = ancestral(5, clip=clip).step(*args), ddim(5, 1.0, clip=clip).step(*args)
     for one_, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(one_, other, atol=1e-10)
+        assert torch.allclose(one_, other, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", names("sampler"))
@@ -261,7 +261,7 @@ def test_every_sampler_walks_every_prediction_to_the_point(name, prediction):
     assert torch.allclose(sampler(d, noise[10], lambda time: noise[time]), torch.full((2, 3), 0.25), atol=1e-4)
 
 
-@pytest.mark.parametrize(("spacing", "n"), product(SPACINGS, [1, 7, 20, 50, 333, 1000]))
+@pytest.mark.parametrize(("spacing", "n"), product(SPACINGS, [2, 7, 20, 50, 333, 1000]))
 def test_spacings_descend_within_the_schedule(spacing, n):
     visited = ancestral(n, spacing).times(1000)
     assert visited[-1] == 0

@@ -1,6 +1,7 @@
 """Weights that are spread over two CPU ranks: training, its checkpoint, and what opens it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import forked
@@ -14,7 +15,7 @@ from ddpm.build import build_callbacks, build_data, build_module
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.lifeline import Lifeline
 from ddpm.checkpoint import find, load, read, resumable
-from ddpm.checkpoint_io import AtomicCheckpointIO
+from ddpm.checkpoint_io import AtomicCheckpointIO, give_back_names, take_name
 from ddpm.errors import Refused
 from ddpm.noise import Stream, scalar
 from ddpm.sharded import Sharded, WholeInValidation, file_of
@@ -104,6 +105,33 @@ def test_a_part_that_is_missing_or_of_another_step_is_told(runs, tmp_path):
     (tmp_path / file_of(1)).unlink()
     with pytest.raises(Refused, match="damaged"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("call", range(3))
+def test_a_kill_while_a_folder_takes_a_name_leaves_a_whole_one(call, tmp_path, monkeypatch):
+    """Before each of the two changes of a name, and before the old one is deleted."""
+    for name in ("best.ckpt", "best.ckpt.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file_of(0)).write_text(name)
+    left = [call]
+
+    def killed(work):
+        def one(*arguments):
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return work(*arguments)
+
+        return one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed(Path.replace))
+        patch.setattr("shutil.rmtree", killed(shutil.rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            take_name(tmp_path / "best.ckpt.part", tmp_path / "best.ckpt")
+    give_back_names(tmp_path)
+    assert (tmp_path / "best.ckpt" / file_of(0)).read_text() == ("best.ckpt" if call < 2 else "best.ckpt.part")
+    assert not list(tmp_path.glob("*.old"))
 
 
 def test_it_is_refused_where_it_can_not_be_in_one_sentence():

@@ -7,10 +7,13 @@ from pathlib import Path
 from random import Random
 from time import monotonic, sleep
 
+import forked
 import processes
 import pytest
 from forked import Moment, start, wait_for
 from killing import ONE, RICH, SHORT, TWO, assert_equal, finished, killed_at, killed_in, logged, only, whole
+from test_meeting import nodes
+from test_resume import scontrol
 
 from ddpm.callbacks.run_log import read
 from ddpm.runs import status
@@ -68,6 +71,21 @@ def test_a_signal_to_one_rank_ends_both_at_the_same_step(rank: int, tmp_path: Pa
     assert status(folder)["state"] == "interrupted"
     assert "Traceback" not in job.told.read_text()
     assert_equal(finished(tmp_path, *chosen, ranks=2), whole(tmp_path, *chosen, ranks=2))
+
+
+def test_two_slurm_tasks_whose_time_is_up_are_queued_again_once(tmp_path: Path) -> None:
+    """They meet at rank 0's own store, and the first of them alone asks."""
+    slurm, chosen = scontrol(tmp_path / "bin"), [*SHORT, *TWO, *RICH, "name=killed"]
+    slurm |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    slurm |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": forked._launched(2)[0]["MASTER_PORT"]}
+    tasks = [slurm | {"SLURM_PROCID": str(k), "SLURM_LOCALID": str(k)} for k in range(2)]
+    job = nodes(tmp_path / "told", [tmp_path] * 2, "train", *chosen, by=tasks)
+    assert wait_for(lambda: logged(tmp_path) > 8, job), job.told.read_text()
+    job.kill(signal.SIGUSR1)
+    assert job.wait() == [128 + signal.SIGUSR1, 0], job.told.read_text()
+    assert (tmp_path / "bin/asked").read_text() == "requeue 1234\n"
+    assert job.told.read_text().count("SLURM job 1234 is queued again") == 1
+    assert_equal(finished(tmp_path, *TWO, *RICH, ranks=2), whole(tmp_path, *TWO, *RICH, ranks=2))
 
 
 def test_two_ranks_without_room_on_the_disk_end_together(tmp_path: Path) -> None:

@@ -56,12 +56,13 @@ def test_a_sweep_of_evaluate_ends_with_what_differs_against_the_scores_whoever_r
     finish()
     told = capsys.readouterr().out
     assert "all with checkpoint=run sigma=beta metric=[fid_classifier]" in told
+    assert told.count("fid_classifier") == 2  # above the table, and the name of a column
     assert "evaluations.md" in "".join(told.split())
     assert rows(tmp_path / "evaluations.csv") == [
-        ["sampler.num_steps", "state", "fid_classifier", "reason"],
-        ["10", "finished", "3.1416", ""],
-        ["50", "failed", "", "only 30 steps"],
-        ["99", "killed", "", ""],
+        ["checkpoint", "sigma", "metric", "sampler.num_steps", "state", "fid_classifier", "reason"],
+        ["run", "beta", "[fid_classifier]", "10", "finished", "3.1416", ""],
+        ["run", "beta", "[fid_classifier]", "50", "failed", "", "only 30 steps"],
+        ["run", "beta", "[fid_classifier]", "99", "killed", "", ""],
     ]
     finish()
     assert not capsys.readouterr().out  # once

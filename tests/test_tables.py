@@ -199,6 +199,13 @@ def test_ours_stand_under_the_name_of_their_features_beside_the_published():
     assert cells[1][-2:] == ["1", "finished, step 6"]
 
 
+def test_a_table_tells_of_averages_that_are_still_the_initial_weights():
+    young, old = (rows.Ran({}, Checkpoint(Path("last.ckpt"), n, 30, 0.9999**n), None) for n in (2_000, 800_000))
+    (told,) = writing.unripe([young, old])
+    assert "still 82% the initial ones" in told
+    assert writing.unripe([old]) == []
+
+
 def test_a_protocol_names_all_values_where_results_differ():
     nodes = [{"_target_": "ddpm.sampler.DDIM", "eta": eta} for eta in (0, 0.2)] + [{"_target_": "a.Ancestral"}]
     assert writing.differing(nodes) == "DDIM / Ancestral, eta=0 / 0.2"
@@ -268,6 +275,7 @@ def test_a_table_runs_at_the_size_of_a_smoke_test(name, tmp_path):
     make_table(tmp_path, name, "--steps", "4", "--images", "20", "--", *TRAINED)
     text = (tmp_path / f"runs/{name}/{name}.md").read_text()
     assert text.count("finished, step 4") == 6
+    assert "still 100% the initial ones" in text
     assert "not scored" not in text
     assert "fid_classifier (ours)" in text
 

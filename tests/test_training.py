@@ -8,7 +8,9 @@ import torch
 from compose import composed
 from processes import SMALL
 
+from ddpm.callbacks.checkpoint import LAST, PREVIOUS
 from ddpm.callbacks.run_log import read
+from ddpm.checkpoint import resumable
 from ddpm.errors import Refused
 from ddpm.training import refuse_change, settings
 
@@ -77,8 +79,12 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(tmp_path, monk
     parts = run(tmp_path / "parts", *lasting, "trainer.max_steps=4")
     last = parts / "checkpoints/last.ckpt"
     last.write_bytes(last.read_bytes()[:5000])
-    run(parts, *lasting)
+    run(parts, *lasting, "trainer.max_steps=4")
     assert "goes on from" in capsys.readouterr().out
+    saved = [resumable(parts / "checkpoints" / name)["global_step"] for name in (LAST, PREVIOUS)]
+    assert saved == [4, 2]
+    run(parts, *lasting)
+    assert "goes on from" not in capsys.readouterr().out
     for key in STATE:
         assert same(weights(whole)[key], weights(parts)[key]), key
     assert rows(whole) == rows(parts)
@@ -139,6 +145,20 @@ def test_a_run_can_not_go_on_as_another_one(tmp_path, monkeypatch):
             run(folder, change)
     with pytest.raises(Refused, match="averaged weights"):
         run(folder, "~callbacks.ema")
+
+
+@pytest.mark.parametrize("spoiled", [{}, {"optimizer_states": [{"state": {}, "param_groups": 5}]}])
+def test_a_refused_resume_leaves_the_run_as_it_was(spoiled, tmp_path, monkeypatch):
+    """By what this command asks for, and by what only shows when the checkpoint is restored."""
+    monkeypatch.chdir(tmp_path)
+    folder = run(tmp_path / "run", "trainer.max_steps=3")
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("4,now,train/loss,1.0\n")  # by a part of the run that was killed after its last checkpoint
+    torch.save(weights(folder) | spoiled, folder / "checkpoints/last.ckpt")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(Refused):
+        run(folder, *([] if spoiled else ["seed=1"]), "callbacks.samples.num_images=2")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(("key", "other"), [("input_perturbation", 0.1), ("zero_terminal_snr", True)])

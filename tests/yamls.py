@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from papers import power
 
 from ddpm.instantiate import make
 from ddpm.schedule import NoiseSchedule
+from ddpm.sigma import Sigma
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -24,6 +28,12 @@ def node(group: str, name: str, **changes: Any) -> dict[str, Any]:
 def schedule(name: str, num_steps: int = 20) -> NoiseSchedule:
     """A schedule over few steps; linear ones get betas that still end in noise."""
     return NoiseSchedule(make(node("schedule", name, num_steps=num_steps, beta_T=0.5), "schedule"))
+
+
+def sigma_of(name: str, num_steps: int) -> Sigma:
+    """A sigma, the analytic one with the Gamma of `papers.power`."""
+    wired = {"eps_power": torch.from_numpy(power(np.arange(num_steps + 1)))} if name == "analytic" else {}
+    return one("sigma", name, **wired)
 
 
 def one(group: str, name: str, **wired: Any) -> Any:

@@ -140,7 +140,6 @@ class Contender:
     def tasks(self) -> Mapping[str, Task]:
         steps: dict[str, Callable[[], Step]] = {
             "sample_step": self.sampling,
-            "ddim_step": self.sampling,
             "ddim50": lambda: self.sampling(50),
             "train_step": self.training,
             "train_loop": self.training,

@@ -40,8 +40,7 @@ class Contender:
         problem = self.spec.problem
         average = problem.callbacks[:1]
         return {
-            "sample_step": partial(self.sample, "ancestral"),
-            "ddim_step": partial(self.sample, "ddim"),
+            "sample_step": self.sample,
             "ddim50": self.draw,
             "train_step": partial(self.train, average, []),
             "train_loop": partial(self.train, problem.callbacks, ["csv"]),
@@ -77,10 +76,9 @@ class Contender:
         with TemporaryDirectory() as folder:
             train(self.config(*WITHOUT_ENDING, *lists, bar, pacer), Run(Path(folder), None))
 
-    def sample(self, sampler: str, pace: Pace) -> None:
-        """Step after step on the way of `sampler`, with the noise that enters each."""
-        cfg = self.config(f"sampler={sampler}")
-        self.predict(cfg, partial(Paced, pace=pace), [])
+    def sample(self, pace: Pace) -> None:
+        """Step after step of ancestral sampling, with the noise that enters each."""
+        self.predict(self.config("sampler=ancestral"), partial(Paced, pace=pace), [])
 
     def draw(self, pace: Pace) -> None:
         """Whole images, from noise to bytes."""

@@ -30,7 +30,6 @@ class Contender:
     def tasks(self) -> Mapping[str, Task]:
         return {
             "sample_step": partial(self.sample, 1000),
-            "ddim_step": partial(self.sample, 50),
             "ddim50": self.draw,
             "train_step": lambda pace: self.train(one_batch(self.spec), pace),
             "epoch": lambda pace: self.train(epochs(self.spec), pace),

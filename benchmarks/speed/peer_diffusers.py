@@ -32,7 +32,6 @@ class Contender:
     def tasks(self) -> Mapping[str, Task]:
         return {
             "sample_step": partial(self.sample, "DDPMScheduler", 1000),
-            "ddim_step": partial(self.sample, "DDIMScheduler", 50),
             "ddim50": self.draw,
             "train_step": lambda pace: self.train(one_batch(self.spec), pace),
             "epoch": lambda pace: self.train(epochs(self.spec), pace),

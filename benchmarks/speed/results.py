@@ -12,7 +12,7 @@ from benchmarks.speed.plan import PEAKS, Contender
 from benchmarks.speed.race import ROOT, Result, Timing
 
 FOLDER = ROOT / "benchmarks" / "results"
-FORWARDS = {"sample_step": 1, "ddim_step": 1, "ddim50": 50}  # calls of the network for each image
+FORWARDS = {"sample_step": 1, "ddim50": 50}  # calls of the network for each image
 TRAINED = ("train_step", "train_loop", "epoch")
 Row = dict[str, Any]
 

@@ -52,7 +52,8 @@ def estimated(
 
     Raises Refused if the cache can not be written, or alpha_bar_T = 0.
     """
-    weights = fingerprint(diffusion.network.state_dict(), num_images, diffusion.schedule.log_alpha_bar.tolist())
+    schedule, noise = diffusion.schedule.log_alpha_bar.tolist(), int(Stream.SIGMA)
+    weights = fingerprint(diffusion.network.state_dict(), num_images, schedule, noise)
     path = Path(cache) / f"eps-power-{identity(data, 'train')}-{weights}.npy"
 
     def make() -> Tensor:
@@ -71,7 +72,7 @@ def estimated(
 def of_batch(diffusion: GaussianDiffusion, data: ImageData, indices: Tensor, device: torch.device | str) -> Tensor:
     """Gamma on these images of the training split, each with its own noise."""
     x_0, numbers = data.batch("train", indices).images.to(device), indices.to(device)
-    return eps_power(diffusion, x_0, lambda t: normal(0, Stream.BOUND, numbers, t, x_0.shape[1:]))
+    return eps_power(diffusion, x_0, lambda t: normal(0, Stream.SIGMA, numbers, t, x_0.shape[1:]))
 
 
 def _write(power: Tensor, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
-from pydantic import StrictInt
+from pydantic import PositiveInt, StrictInt
 
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData
@@ -37,8 +37,12 @@ NEEDED: dict[str, dict[str, Any]] = {  # the choices of a run, and what is asked
     **{group: {} for group in ("model", "schedule", "sigma", "prediction", "decoder", "objective", "timestep")},
     **{group: {} for group in ("sampler", "optimizer", "lr_schedule")},
     "data": {"batch_size": StrictInt},
-    "trainer": {"max_steps": int, "precision": str, "accelerator": str, "accumulate_grad_batches": StrictInt},
+    "trainer": {
+        **{"max_steps": int, "precision": str, "accelerator": str, "accumulate_grad_batches": PositiveInt},
+        **{"log_every_n_steps": PositiveInt | None, "val_check_interval": PositiveInt | str | None},
+    },
 }
+SEVERAL = dict[str, dict[str, Any]] | None  # of a kind
 
 
 def refuse_gaps(cfg: Config, groups: Iterable[str] = NEEDED) -> None:
@@ -48,7 +52,7 @@ def refuse_gaps(cfg: Config, groups: Iterable[str] = NEEDED) -> None:
         for key, kind in NEEDED[group].items():
             check_value(cfg[group].get(key), kind, f"{group}.{key}")
     for group in ("callbacks", "logger", "metric"):
-        check_value(cfg.get(group), dict[str, dict[str, Any]] | None, group)
+        check_value(cfg.get(group), SEVERAL, group)
 
 
 def build_data(cfg: Config) -> ImageData:
@@ -145,6 +149,7 @@ def build_sampler(cfg: Config, diffusion: GaussianDiffusion) -> Sampler:
 
 def build_metrics(cfg: Config) -> dict[str, SampleMetric | DataMetric]:
     """The metrics of a config by the names of their scores."""
+    check_value(cfg.get("metric"), SEVERAL, "metric")
     chosen = {key: make(node, f"metric.{key}") for key, node in (cfg.get("metric") or {}).items()}
     names = [metric.name for metric in chosen.values()]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -209,9 +214,21 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
         )
     if objective.needs_levels and diffusion.num_levels is None:
         raise Refused("this objective bounds a discrete likelihood, but the data have no grey levels; choose simple.")
+    if isinstance(objective, Weighted):
+        refuse_weights(objective, diffusion)
+
+
+def refuse_weights(objective: Weighted, diffusion: GaussianDiffusion) -> None:
+    """The weights of what the network says at each t must be finite, and not 0 where sampling starts."""
     every = torch.arange(1, diffusion.num_steps + 1, device="cpu")
-    if isinstance(objective, Weighted) and not objective.carried(diffusion, every).float().isfinite().all():
+    weights = objective.carried(diffusion, every).float()
+    if not weights.isfinite().all():
         raise Refused(
             "this objective weighs the error of x_0, which this prediction hardly shows where the schedule leaves "
             "next to nothing of x_0: that weight is infinite; choose prediction=velocity or x0, or objective=simple."
+        )
+    if weights[-1] == 0:
+        raise Refused(
+            "this objective weighs by SNR, and this schedule leaves none at t = T: the step that sampling starts with "
+            "would never be trained; choose objective=simple or truncated_snr, or another schedule."
         )

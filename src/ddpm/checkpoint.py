@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from types import FunctionType
 from typing import Any
 
-from pydantic import NonNegativeInt
+from pydantic import FiniteFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from ddpm import strangers
@@ -35,6 +35,12 @@ SINCE = {  # choices that older files do not name, as they were then
     "decoder": {"_target_": "ddpm.decoder.Exact"},
     "input_perturbation": 0.0,
     "zero_terminal_snr": False,
+}
+# What a run goes on from; in lists, since a mapping alone would be taken for a node, whose target is looked up.
+OF_CALLBACKS: dict[str, dict[str, Any]] = {
+    "SaveLast": {"log_bytes": list[NonNegativeInt]},
+    "Evaluate": {"best": list[FiniteFloat | None], "best_of": list[str | None], "scores": list[dict[str, float]]},
+    "StopOnNonFinite": {"skipped": list[NonNegativeInt], "in_a_row": list[NonNegativeInt]},
 }
 WEIGHTS = {"ema": "state_dict", "raw": "current_model_state"}
 KINDS = {"model": nn.Module, "sigma": Sigma, "prediction": Prediction, "decoder": Decoder, "data": ImageData}
@@ -109,7 +115,11 @@ def resumable(file: Path) -> dict[str, Any]:
     callbacks = content.get("callbacks")
     if not isinstance(callbacks, dict) or not all(isinstance(state, dict) for state in callbacks.values()):
         raise Refused(f"{file} holds no state of a run; take another one.")
-    check_value(callbacks.get("SaveLast", {}).get("log_bytes"), NonNegativeInt, f"log_bytes in {file}")
+    for name, kinds in OF_CALLBACKS.items():
+        for key in kinds.keys() & callbacks.get(name, {}).keys():
+            check_value([callbacks[name][key]], kinds[key], f"{key} in {file}")
+    if "log_bytes" not in callbacks.get("SaveLast", {}):
+        raise Refused(f"{file} does not say how long the log of its run was; take another one.")
     if strange := [leaf for leaf in leaves(content.get("loops")) if not isinstance(leaf, int) or leaf < 0]:
         raise Refused(f"{file} counts its steps as {shortened(strange[0])}; take an earlier checkpoint.")
     if any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(content)):
@@ -137,7 +147,7 @@ def facts_of(content: dict[str, Any], file: Path) -> Facts:
 def chosen(content: dict[str, Any], weights: str) -> dict[str, Any]:
     """The averaged weights, or the raw ones; without EMA they are the same."""
     if weights not in WEIGHTS:
-        raise Refused(f"weights={weights} is not possible; choose one of {', '.join(WEIGHTS)}.")
+        raise Refused(f"weights={shortened(weights)} is not possible; choose one of {', '.join(WEIGHTS)}.")
     state: dict[str, Any] = content.get(WEIGHTS[weights], content["state_dict"])
     return state
 

@@ -62,6 +62,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def take_name(part: Path, path: Path) -> None:
+    """Have a new folder take the name of an old one, which is whole under one name or the other until it has."""
+    aside = path.with_name(f"{path.name}.old")
+    if path.exists():
+        remove(aside)
+        path.replace(aside)
+    part.replace(path)
+    remove(aside)
+
+
+def give_back_names(folder: Path) -> None:
+    """After a kill in between the old one has its name again."""
+    for aside in folder.glob("*.old"):
+        path = aside.with_suffix("")
+        remove(aside) if path.exists() else aside.replace(path)
+
+
 def synchronise(path: Path) -> None:
     """Have a file, or the names in a folder, reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)

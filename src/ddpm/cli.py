@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from threading import Event
 from traceback import clear_frames
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -27,6 +28,7 @@ from ddpm.signals import Stopped
 T = TypeVar("T")
 _FULL_ERROR = "DDPM_FULL_ERROR"  # what the user asked for, as HYDRA_FULL_ERROR is set for Hydra
 _told: list[Exception] = []
+_begun = Event()  # some job; before that only Hydra was at work, on what a user has typed
 EXPECTED = (Refused, HydraException, OmegaConfBaseException, ImportError, OSError)
 
 
@@ -50,11 +52,11 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
                 sweep.finish()
             if _told:
                 raise _told.pop()
-        except EXPECTED as error:
-            if wants_traceback:
+        except Exception as error:
+            told = last_words(error)
+            if wants_traceback or (_begun.is_set() and not isinstance(error, EXPECTED)):
                 raise
-            known_to_all = not isinstance(error, Failed) or isinstance(error, Diverged)
-            sys.exit(1 if known_to_all and speaks_for_another() else f"error: {sentence(error)}")
+            end_with(told)
         except KeyboardInterrupt:
             sys.exit(
                 "interrupted; what is finished is kept: train.py goes on with resume=auto, "
@@ -64,17 +66,39 @@ def verb(app: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
-def speaks_for_another() -> bool:
-    """Is this a rank whose rank 0 says the same?"""
-    if not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
-        return False  # without waiting for torch
-    from ddpm.runs import is_follower
+def last_words(error: Exception) -> str:
+    """What this process says of an error that ends it, of which the ranks that wait for it learn; nothing where rank 0
+    says the same."""
+    told = sentence(error)
+    if not is_rank():
+        return f"error: {told}"
+    from ddpm import meeting
 
-    return is_follower()
+    if not meeting.met():
+        return "" if meeting.ended(told) else f"error: {meeting.name()}{told}"
+    known_to_all = not isinstance(error, Failed) or isinstance(error, Diverged)
+    return "" if known_to_all and meeting.is_follower() else f"error: {told}"
+
+
+def end_with(told: str) -> NoReturn:
+    """Say it, if it is anything, and end."""
+    if told:
+        print(told, file=sys.stderr, flush=True)
+    if is_rank():
+        from ddpm import meeting
+
+        meeting.linger()
+    sys.exit(1)
+
+
+def is_rank() -> bool:
+    """May this be one of several ranks? Asked of the environment, without waiting for torch."""
+    return bool({"RANK", "LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys())
 
 
 def job(work: Callable[[dict[str, Any]], T], cfg: DictConfig, script: str) -> T | None:
     """What a verb does with a composed config: the one run that was asked for, or one job of a sweep."""
+    _begun.set()
     with alone():
         config = plain(cfg)
         if not in_sweep():
@@ -92,6 +116,7 @@ def alone() -> Iterator[None]:
         yield
     except Exception as error:
         if in_sweep():
+            last_words(error)
             clear_frames(error.__traceback__)
             raise
         if not isinstance(error, EXPECTED):
@@ -101,6 +126,11 @@ def alone() -> Iterator[None]:
         raise
     except SystemExit as end:  # how Lightning ends what was interrupted
         raise KeyboardInterrupt from end
+    finally:
+        if in_sweep() and is_rank():
+            from ddpm import meeting
+
+            meeting.next_job()
 
 
 def quoted(arguments: Sequence[str]) -> list[str]:
@@ -119,7 +149,8 @@ def _quoted(argument: str) -> str:
 def sentence(error: BaseException) -> str:
     """What an error says, on as few lines as it needs. Errors of Hydra keep their list of choices."""
     lines = [printable(line.strip()) for line in str(error).splitlines()]
-    return "\n".join(line for line in lines if line and not line.startswith("Set the environment variable"))
+    told = "\n".join(line for line in lines if line and not line.startswith("Set the environment variable"))
+    return told or type(error).__name__
 
 
 def printable(text: str) -> str:

@@ -93,7 +93,7 @@ class GaussianDiffusion(nn.Module):
 
     def p(self, output: Output, x_t: Images, t: Times, s: Times, clip: bool | float) -> Gaussian:
         """p_theta(x_s | x_t), Eq. 1: of the `clipped` estimate of x_0, or of the mean that the network says."""
-        x_0 = self.x_0(output, x_t, t, clip and not self.prediction.is_mean)
+        x_0 = self.x_0(output, x_t, t, False if self.prediction.is_mean else clip)
         mean = self.posterior(x_0, x_t, t, s).mean
         return Gaussian(mean, self.sigma.log_var(self.schedule, t, s, output.v).to(x_t))
 

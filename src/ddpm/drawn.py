@@ -12,11 +12,13 @@ import warnings
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 
@@ -106,6 +108,24 @@ class Shards(Drawn):
         names = [_ENDS.fullmatch(path.stem) for path in self.out.glob("shards/*.npz")]
         ends = [(int(name[1]), int(name[2])) for name in names if name]
         return {index for first, last in ends for index in range(first, min(last, first + _LARGEST) + 1)}
+
+
+@contextmanager
+def alone(out: Path, first: bool) -> Iterator[None]:
+    """Within it no other command draws into the folder; the first rank sees to it. Raises Refused if one does."""
+    if not first:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise Refused(f"another process draws into {out}; wait for it, or take another out=FOLDER.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_drawing(drawn: Drawn, protocol: Mapping[str, Any], write: bool) -> None:

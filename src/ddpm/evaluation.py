@@ -93,9 +93,14 @@ class ScoringModule(LightningModule):
     def __init__(self, evaluation: Evaluation, model: SamplingModule) -> None:
         super().__init__()
         self.evaluation, self.model = evaluation, model
+        self.scores: dict[str, float] = {}
 
     def on_predict_start(self) -> None:
         self.evaluation.reset(self.device, self.model.diffusion.num_steps)
+
+    def on_predict_end(self) -> None:
+        """While the ranks still mind each other: one may be lost here too."""
+        self.scores = self.evaluation.results()
 
     def loaders(self, rank: int, world_size: int) -> list[DataLoader[Tensor]]:
         """A rank's samples, then its share of each data metric's images: batches of indices."""

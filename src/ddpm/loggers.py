@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import WandbLogger
 
 from ddpm.errors import Refused
-from ddpm.runs import is_follower
+from ddpm.meeting import is_follower
 
 
 def wandb(*, project: str, folder: Path) -> WandbLogger:

@@ -15,6 +15,7 @@ from ddpm.callbacks.progress import Progress
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
 from ddpm.given import Given, Replay, given
+from ddpm.meeting import meet
 from ddpm.metric import DataMetric, Nearest, SampleMetric
 from ddpm.metric.cache import fingerprint
 from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
@@ -65,8 +66,9 @@ def scored(
     drawing = model.module(config["seed"])
     module = ScoringModule(evaluation, drawing if images is None else Replay(drawing, images))
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
+    meet()
     trainer.predict(module, loaders, return_predictions=False)
-    return evaluation.results(), trainer.is_global_zero
+    return module.scores, trainer.is_global_zero
 
 
 def written(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     DROPOUT = 9
     INIT = 10
     PERTURBATION = 11
+    SIGMA = 12
 
 
 def philox(counter: Sequence[Word], key: tuple[int, int]) -> list[Word]:

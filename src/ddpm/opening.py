@@ -17,6 +17,7 @@ from ddpm.data.image_data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
 from ddpm.instantiate import check, check_value, make, target_of, wirable
+from ddpm.meeting import is_follower
 from ddpm.metric.cache import fingerprint
 from ddpm.precision import device_of
 from ddpm.sampler import Sampler
@@ -100,13 +101,22 @@ def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:
     node = loaded.config["data"]
     refuse_foreign(node, "data")
     check_value(loaded.config["seed"], int, "the checkpoint's seed")
+    check_value([changes], list[dict[str, Any]], "data")  # in a list, as a mapping alone could be a whole node
     node = located(tamed(node), loaded.path) | dict(changes)
+    tell_places({key: place for key, place in node.items() if key in PLACES and key not in changes})
     if lost := sorted(wirable(target_of(node, "data"), node) & {*PLACES}):
         raise Refused(f"the checkpoint does not tell where its data are on this machine; add +data.{lost[0]}=FOLDER.")
     data = build_data({"data": node, "seed": loaded.config["seed"]})
     if data.facts.shape != loaded.facts.shape:
         raise Refused(f"the data have images of {data.facts.shape}, but the model makes {loaded.facts.shape}.")
     return data
+
+
+def tell_places(places: Mapping[str, Any]) -> None:
+    """Say what is read outside of the working directory since a run's folder says so, which anybody may have made."""
+    for key, place in places.items():
+        if _climbs(place) and not is_follower():
+            print(f"data.{key}={place!r}, as the config.yaml of the run says")
 
 
 def tamed(node: Mapping[str, Any]) -> dict[str, Any]:

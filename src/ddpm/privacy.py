@@ -6,14 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_PATH = re.compile(r"(?<![\w./~-])/(?!/)[^\s,:;'\"\[\]{}()]+")  # not the slashes of a/b, ./a or https://a
+_WORD = r"[^\s,:;'\"\[\]{}()/]"  # of a path
+# not the slashes of a/b, ./a or https://a; but those of file:///a, and any number of them
+_PATH = re.compile(rf"(?:(?<![\w./~:-])|(?<=:)(?=/[^/]|///))/+{_WORD}(?:/|{_WORD})*")
 _OF_MACHINE = ("runs", "resume")  # where a run is, which its own folder knows
 
 
 def without_paths(text: str) -> str:
     """The text with each absolute path in it relative to the working directory; one outside of that keeps its last
     part, and a hash that tells it from others of that name."""
-    return _PATH.sub(lambda found: _short(Path(found.group())), text)
+    return _PATH.sub(lambda found: _short(_path(found.group())), text)
+
+
+def _path(text: str) -> Path:
+    """Of two leading slashes pathlib would keep both."""
+    return Path("/" + text.lstrip("/"))
 
 
 def _short(path: Path) -> str:
@@ -39,4 +46,4 @@ def _public(value: Any) -> Any:
 def _is_elsewhere(value: Any) -> bool:
     """Does a string hold a path outside of the working directory?"""
     paths = _PATH.findall(value) if isinstance(value, str) else []
-    return any(not Path(path).is_relative_to(Path.cwd()) for path in paths)
+    return any(not _path(path).is_relative_to(Path.cwd()) for path in paths)

@@ -46,7 +46,8 @@ def training_report(folder: Path, log: RunLog, scores: Mapping[str, float]) -> N
         "metrics": log.path,
     }
     _list({name: str(path) for name, path in rows.items() if path and path.exists()})
-    console.print(score_table(scores))
+    if scores:
+        console.print(score_table(scores))
 
 
 def score_table(scores: Mapping[str, float]) -> Table:

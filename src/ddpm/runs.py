@@ -8,10 +8,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import count, islice, takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from filelock import FileLock, Timeout
 
 from ddpm import texts
 from ddpm.errors import Refused
+from ddpm.meeting import CHOSEN, agreed, is_follower
 
-_CHOSEN = "DDPM_RUN_FOLDER"  # how the ranks that Lightning launches learn it
 _LONGEST = 120
-_agreements = count()  # each job of a sweep agrees anew
 
 
 def label(overrides: Sequence[str]) -> str:
@@ -114,14 +112,14 @@ def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
     Raises Refused if it can not be written, or if another process is at work in it.
     """
     if is_follower():
-        return Run(Path(agreed(lambda: "")), None)
+        return Run(Path(agreed(lambda: os.environ[CHOSEN])), None)
     try:
         run = locked(_folder(root, label(overrides), resume))
     except OSError as error:
         raise Refused(
             f"the run's folder under {root} can not be written ({error.strerror}); set runs=FOLDER."
         ) from error
-    os.environ[_CHOSEN] = agreed(lambda: str(run.folder))
+    os.environ[CHOSEN] = agreed(lambda: str(run.folder))
     return run
 
 
@@ -167,51 +165,3 @@ def locked(folder: Path) -> Run:
     except Timeout as error:
         raise Refused(f"another process is at work in {folder}; wait for it, or set name=NAME.") from error
     return Run(folder, lock)
-
-
-def is_follower() -> bool:
-    """Is this process a rank other than 0?"""
-    environment = _launched()
-    if environment is not None:
-        return int(environment.global_rank()) > 0
-    return _CHOSEN in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
-
-
-def agreed(choose: Callable[[], str]) -> str:
-    """What rank 0 chooses, on every rank: through the store of torchrun or SLURM, or the environment."""
-    environment = _launched()
-    if environment is None or environment.world_size() == 1:
-        return choose() or os.environ[_CHOSEN]
-    store = _store(environment.__class__)
-    key = f"ddpm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_agreements)}"
-    if environment.global_rank() == 0:
-        store.set(key, choose())
-    told: bytes = store.get(key)
-    return told.decode()
-
-
-def _launched() -> Any:
-    """Lightning's view of a launcher that started every rank itself, if one did."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
-    return SLURMEnvironment() if SLURMEnvironment.detect() else None
-
-
-@cache
-def _store(environment: Hashable) -> Any:
-    """A key-value store that all ranks reach, for as long as the process lives. The server is the launcher's
-    own, or rank 0's."""
-    from torch.distributed import TCPStore
-
-    here: Any = environment()  # type: ignore[operator]
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    serves = here.global_rank() == 0 and not hosted
-    return TCPStore(
-        here.main_address,
-        here.main_port,
-        is_master=serves,
-        multi_tenant=True,
-        wait_for_workers=False,
-    )

@@ -81,10 +81,10 @@ class Sampler(ABC):
         n = num_steps if self.num_steps is None else self.num_steps
         if n > num_steps:
             raise Refused(f"sampler.num_steps is {n}, but the model has only {num_steps} steps.")
-        if num_steps / 2 < n < num_steps and self.spacing is Spacing.LEADING:
+        if (n == 1 or num_steps / 2 < n) and n < num_steps and self.spacing is Spacing.LEADING:
             raise Refused(
                 f"spacing=leading takes every (T // n)-th time, so {n} of {num_steps} times would start at t = {n}, "
-                f"which is not yet noise; take at most {num_steps // 2} steps, or spacing=trailing."
+                f"which is not yet noise; take 2 to {num_steps // 2} steps, or spacing=trailing."
             )
         visited = range(num_steps, 0, -1) if n == num_steps else self.spacing.times(num_steps, n)
         return [*visited, 0]

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ddpm import strangers
-from ddpm.checkpoint_io import remove
+from ddpm.checkpoint_io import remove, take_name
 from ddpm.errors import Refused
 from ddpm.model.sharded import gathered
 
@@ -53,8 +53,7 @@ class Sharded(ModelParallelStrategy):
         if self._lack_room():
             remove(part)
         elif self.is_global_zero:
-            remove(path)
-            part.replace(path)
+            take_name(part, path)
         self.barrier()
 
     def _lack_room(self) -> bool:

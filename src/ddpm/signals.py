@@ -45,6 +45,17 @@ def heed() -> None:
         signal.signal(number, _note)
 
 
+@contextmanager
+def ending() -> Iterator[None]:
+    """Within it SIGUSR1 raises Stopped, for work whose finished parts are on the disk. Lightning, which in a job of
+    SLURM would answer it by a checkpoint of its own and go on, leaves a handler that is there alone."""
+    before = signal.signal(signal.SIGUSR1, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def urgency() -> int:
     """0, or 1 + the index in ASKING of the signal that came."""
     return max((1 + ASKING.index(signal.Signals(number)) for number in _received), default=0)
@@ -52,6 +63,11 @@ def urgency() -> int:
 
 def _note(number: int, _: Any) -> None:
     _received.add(number)
+
+
+def _end(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    raise Stopped(signal.Signals(number))
 
 
 def outlived(_: int) -> None:
@@ -62,15 +78,16 @@ def outlived(_: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def farewell(end: Stopped, first: bool) -> None:
+def farewell(end: Stopped, first: bool, kept: str) -> None:
     """What the first rank says and does last: a SLURM job whose time is up is queued again, to go on by itself.
 
-    Not after SIGTERM, with which a user cancels a job, and SLURM ends one that it queues again by itself.
+    `kept` says what is on the disk, and how to go on from it. The job is not queued after SIGTERM, with which a user
+    cancels it, and SLURM ends one that it queues again by itself.
     """
     if not first:
         end.code = 0  # else a launcher would kill rank 0 at its last words
         return
-    told = f"stopped by {end.by.name}; the last step is saved, and the run goes on from it with resume=auto."
+    told = f"stopped by {end.by.name}; {kept}."
     job = _slurm_job()
     if end.by == signal.SIGUSR1 and job is not None:
         told += f" {_requeued(job)}"

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column
 from rich.table import Table as Shown
 
 from ddpm.errors import Refused
@@ -131,17 +132,10 @@ def show(folder: Path) -> None:
 
 
 def show_jobs(folder: Path) -> None:
-    """Print the jobs of a sweep of evaluate.py, and write `evaluations.csv` and `.md` beside the first results. What
-    all jobs have in common stands above the table, not in it."""
+    """Print the jobs of a sweep of evaluate.py, and write `evaluations.csv` and `.md` beside the first results."""
     jobs = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
-    chosen = [as_dict(job["overrides"]) for job in jobs]
-    shared = [item for item in chosen[0].items() if all(item in other.items() for other in chosen)] if jobs else []
-    rows = [
-        {key: text for key, text in mine.items() if (key, text) not in shared} | as_outcome(job)
-        for mine, job in zip(chosen, jobs, strict=True)
-    ]
-    print("all with", *(f"{key}={text}" for key, text in shared))
     results = next((job["results"] for job in jobs if job.get("results")), None)
+    rows = [as_dict(job["overrides"]) | as_outcome(job) for job in jobs]
     present(rows, Path(results).parent / "evaluations" if results else None)
 
 
@@ -150,17 +144,27 @@ def present(rows: Sequence[Mapping[str, str]], stem: Path | None) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row if name != "reason"))
     columns += ["reason"] if any(row["reason"] for row in rows) else []
     cells = [[without_paths(row.get(name, "")) for name in columns] for row in rows]
-    table = Shown(*columns)
-    for row in cells:
-        table.add_row(*map(escape, row))
     console = Console()
-    console.print(table)
+    display(console, dict(zip(columns, zip(*cells, strict=True), strict=False)))
     if stem is None:
         return
     with stem.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows([columns, *cells])
     stem.with_suffix(".md").write_text(markdown(columns, cells))
     console.print(f"table: {stem}.csv, {stem}.md", soft_wrap=True, markup=False)
+
+
+def display(console: Console, columns: Mapping[str, Sequence[str]]) -> None:
+    """Print a table. What all its rows have in common stands above it, and the names of runs, which their overrides
+    make up, only in the files."""
+    common = {name: cells[0] for name, cells in columns.items() if len(set(cells)) == 1 < len(cells)}
+    left = {name: cells for name, cells in columns.items() if name not in {"run", *common}}
+    if common:
+        console.print("all with", *(f"{name}={text}" for name, text in common.items()), soft_wrap=True, markup=False)
+    table = Shown(*(Column(name, overflow="fold") for name in left))
+    for row in zip(*left.values(), strict=True):
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def as_row(file: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Lightning's Trainer as a config asks for it."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,10 +14,13 @@ from lightning.pytorch.loggers import Logger
 from ddpm.build import Config
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.lifeline import Lifeline
+from ddpm.callbacks.patience import Patience
 from ddpm.errors import Refused
 from ddpm.instantiate import make, target_of
 from ddpm.precision import BFloat16Mixed, device_of, precision
 from ddpm.sharded import Sharded, WholeInValidation
+
+NOWHERE = Path(os.devnull)  # in a job of SLURM, Lightning takes weights from any hpc_ckpt_* where it works
 
 
 def build_trainer(
@@ -35,13 +39,12 @@ def build_trainer(
         node["precision"] = None  # the plugin says it
     if isinstance(node.get("val_check_interval"), int):
         node["val_check_interval"] *= node["accumulate_grad_batches"]
-    watched = [Lifeline(folder=folder), *callbacks]
+    watched = [Lifeline(folder=folder), Patience(), *callbacks]
     if spreads(node.get("strategy")):
         refuse_sharding(node["precision"], watched)
         watched.append(WholeInValidation())
-    trainer: Trainer = make(
-        node, "trainer", callbacks=watched, logger=list(loggers), plugins=list(plugins), default_root_dir=folder
-    )
+    made = {"callbacks": watched, "logger": list(loggers), "plugins": list(plugins)}
+    trainer: Trainer = make(node, "trainer", default_root_dir=folder or NOWHERE, **made)
     return trainer
 
 

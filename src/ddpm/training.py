@@ -26,10 +26,11 @@ from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
 from ddpm.callbacks.stop import StopWhenAsked
 from ddpm.checkpoint import MODEL_GROUPS, resumable
-from ddpm.checkpoint_io import FULL, AtomicCheckpointIO
+from ddpm.checkpoint_io import FULL, AtomicCheckpointIO, remove
 from ddpm.errors import Failed, Refused
 from ddpm.instantiate import check_value, shortened, target_of
 from ddpm.loggers import is_id, keep_id, kept_id
+from ddpm.meeting import meet
 from ddpm.noise import Stream, scalar
 from ddpm.privacy import public
 from ddpm.report import announce, console, training_report
@@ -79,41 +80,61 @@ def train(config: Config, run: Run) -> dict[str, float]:
     trainer = build_trainer(config, [*callbacks, StopWhenAsked()], [log, *loggers], plugins, run.folder)
     refuse_batch(data.batch_size, trainer)
     refuse_scaling(config, trainer)
-    checkpoint = resumed(run, start, log, callbacks, config)
+    if start is not None:
+        refuse_other(start.content, config, callbacks)
+    beginning = Beginning(run, config, log, start)
     del start  # or its weights would stay in memory
-    if run.lock is not None:
-        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
     for logger in loggers:
         logger.log_hyperparams(module.card["config"])
     announce(config, trainer, module, run.folder)
     with room_in(run.folder):
-        fit(trainer, module, data, checkpoint)
+        fit(trainer, module, data, beginning)
     scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
     if trainer.is_global_zero:
         training_report(run.folder, log, scores)
     return scores
 
 
-class Begun(Callback):
-    """Knows whether training has begun, all that a checkpoint holds being restored."""
+class Beginning(Callback):
+    """The first trace that a command leaves in a run's folder, once all that a checkpoint holds is restored: one
+    that is refused leaves the folder as it was. The log is cut back to where it was then.
 
-    yes = False
+    Where a run goes on from the checkpoint before its last, as that is damaged or gone, this one becomes the last
+    again: so what is saved next keeps it, and not the damaged one.
+    """
+
+    def __init__(self, run: Run, config: Config, log: RunLog, start: "Start | None") -> None:
+        self.run, self.config, self.run_log, self.begun = run, config, log, False
+        self.checkpoint = start.path if start else None
+        self.log_bytes = start.content["callbacks"]["SaveLast"]["log_bytes"] if start else 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.yes = True
+        self.begin()
+
+    def begin(self) -> None:
+        """Once, and only where this process may write to the run."""
+        if self.run.lock is not None and not self.begun:
+            self.run_log.cut(self.log_bytes)
+            (self.run.folder / "config.yaml").write_text(OmegaConf.to_yaml(self.config))
+            if self.checkpoint is not None and self.checkpoint != self.run.last_checkpoint:
+                remove(self.run.last_checkpoint)
+                self.checkpoint.replace(self.run.last_checkpoint)
+        self.begun = True
 
 
-def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, checkpoint: Path | None) -> None:
+def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, beginning: Beginning) -> None:
     """Train. Raises Refused for a checkpoint that is whole and does not fit this run."""
-    begun = Begun()
-    trainer.callbacks.append(begun)  # type: ignore[attr-defined]
+    trainer.callbacks.insert(0, beginning)  # type: ignore[attr-defined]
+    checkpoint = beginning.checkpoint
+    meet()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if checkpoint is None or begun.yes or isinstance(error, Refused):
+        if checkpoint is None or beginning.begun or isinstance(error, Refused):
             raise
         reason = shortened(f"{type(error).__name__}: {error}")
         raise Refused(f"{checkpoint} does not fit this run ({reason}); set name=NAME for a new one.") from error
+    beginning.begin()  # where no step was left to do
 
 
 @contextmanager
@@ -138,22 +159,14 @@ class Start:
     content: dict[str, Any]
 
 
-def resumed(run: Run, start: Start | None, log: RunLog, callbacks: Sequence[Callback], config: Config) -> Path | None:
-    """The checkpoint to go on from, if there is one and this command can; the log is cut back to where it was then."""
-    if start is None:
-        if run.lock is not None:
-            log.cut(0)
-        return None
-    content = start.content
+def refuse_other(content: dict[str, Any], config: Config, callbacks: Sequence[Callback]) -> None:
+    """Raises Refused where a checkpoint is of a run that this command can not go on with."""
     refuse_change(content["ddpm"]["config"], config)
     tell_other_rate(content["ddpm"]["config"], config, content["global_step"])
     if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
         raise Refused(
             "this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME."
         )
-    if run.lock is not None:
-        log.cut(content["callbacks"]["SaveLast"]["log_bytes"])
-    return start.path
 
 
 def newest(run: Run) -> Start | None:

@@ -1,13 +1,14 @@
 """What the three verbs do with a config. Light on purpose: torch is imported when it is due, in the process that
 does the work."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm.cli import in_sweep, overrides
 from ddpm.errors import Failed, Refused
-from ddpm.signals import Stopped, farewell, heeded
+from ddpm.signals import Stopped, ending, farewell, heeded
 
 if TYPE_CHECKING:
     from ddpm.runs import Run
@@ -19,9 +20,10 @@ def train(config: dict[str, Any]) -> float | None:
         try:
             return train_in_folder(config)
         except Stopped as end:
-            from ddpm.runs import is_follower
+            from ddpm.meeting import is_follower
 
-            farewell(end, first=not is_follower())
+            kept = "the last step is saved, and the run goes on from it with resume=auto"
+            farewell(end, first=not is_follower(), kept=kept)
             raise
 
 
@@ -85,11 +87,27 @@ def sample(config: dict[str, Any]) -> None:
     from ddpm.runs import label
 
     out = f"{config['out']}/{label(overrides())}" if in_sweep() else config["out"]
-    draw_images(config | {"out": out})
+    with ended():
+        draw_images(config | {"out": out})
 
 
 def evaluate(config: dict[str, Any]) -> float | None:
     """Measure; returns the optimized metric."""
     from ddpm.measuring import measure
 
-    return measure(config, overrides())
+    with ended():
+        return measure(config, overrides())
+
+
+@contextmanager
+def ended() -> Iterator[None]:
+    """A drawing or a measurement ends at once when it is asked to, and a SLURM job whose time is up is queued again."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    with ending():
+        try:
+            yield
+        except Stopped as end:
+            first = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # Lightning sets it
+            farewell(end, first, kept="what is finished is kept: the same command goes on")
+            raise

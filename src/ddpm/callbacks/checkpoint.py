@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm.callbacks.run_log import FILE
-from ddpm.checkpoint_io import AtomicCheckpointIO, remove, synchronise
+from ddpm.checkpoint_io import AtomicCheckpointIO, give_back_names, remove, synchronise
 from ddpm.errors import Failed, Refused
 from ddpm.loggers import kept_id
 
@@ -45,6 +45,7 @@ class SaveLast(Callback):
         if trainer.is_global_zero:
             for left in (self.folder / NEW, *self.folder.glob("*.part")):  # by a run that was killed
                 remove(left)
+            give_back_names(self.folder)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # the step that Lightning's rows carry, which it guesses wrongly when it resumes from a save made here

@@ -21,7 +21,8 @@ class Evaluate(EveryNSteps):
 
     num_images, batch_size  how many samples the sample metrics look at, and in batches of what size
     evaluation_sampler      what draws them; its name is part of the scores'
-    monitor                 the score whose best value so far is kept as `best.ckpt`; None keeps none
+    monitor                 the score whose best value so far is kept as `best.ckpt`; None keeps none. One that is
+                            resumed with another of these begins anew, since the two can not be compared
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Evaluate(EveryNSteps):
             )
         self.monitor, self.best_path = monitor, folder / "checkpoints" / BEST
         self.best: float | None = None
+        self.best_of: str | None = None  # what it is the best value of
         self.scores: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -67,12 +69,13 @@ class Evaluate(EveryNSteps):
         for name, value in self.scores.items():
             for logger in trainer.loggers:
                 logger.log_metrics({f"score/{name}/{drawn_by}": value}, step=trainer.global_step)
-        self._keep_best(trainer)
+        if self.monitor is not None:
+            self._keep_best(trainer, self.monitor, f"{self.monitor}/{drawn_by} of {self.evaluation.num_images} images")
 
-    def _keep_best(self, trainer: Trainer) -> None:
-        if self.monitor is None:
-            return
-        value, sign = self.scores[self.monitor], self._sign(self.monitor)
+    def _keep_best(self, trainer: Trainer, monitor: str, told: str) -> None:
+        if self.best_of != told:
+            self.best, self.best_of = None, told
+        value, sign = self.scores[monitor], self._sign(monitor)
         if math.isfinite(value) and (self.best is None or sign * value > sign * self.best):
             self.best = value
             write(trainer, self.best_path)
@@ -81,7 +84,8 @@ class Evaluate(EveryNSteps):
         return 1 if self.evaluation.metrics[name].larger_is_better else -1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "scores": self.scores}
+        return {"best": self.best, "best_of": self.best_of, "scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.scores = state_dict["best"], state_dict["scores"]
+        self.best_of = state_dict.get("best_of")  # an older file does not say

@@ -20,7 +20,7 @@ from weakref import WeakSet
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ddpm import parent
-from ddpm.errors import Failed
+from ddpm.errors import Failed, Refused
 from ddpm.runs import note
 
 _BYE = b"\0"
@@ -102,12 +102,15 @@ class Lifeline(Callback):
 
     def _end(self, message: str, rank: int) -> None:
         """At once: there is nothing to wait for, and all that is on the disk is whole."""
-        if rank == 0 and self.folder is not None:
-            note(self.folder, state="failed", reason=message)
-        print(f"error: {message}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        try:
+            if rank == 0 and self.folder is not None:
+                with contextlib.suppress(OSError, Refused):  # a full disk, a file that is damaged
+                    note(self.folder, state="failed", reason=message)
+            print(f"error: {message}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
 
 
 def said(peer: socket.socket) -> bytes:

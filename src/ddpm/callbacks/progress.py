@@ -6,6 +6,7 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich import get_console
@@ -114,7 +115,7 @@ class Plain(Display):
 
 class Progress(ProgressBar):
     """Steps of `trainer.max_steps`, time gone and left, speed and loss; images where a trainer predicts, of all
-    ranks, which share them out evenly.
+    ranks, which are taken to be as far as this one.
 
     The loss shown is the mean since it was shown last. It is summed on the device and read only then: a bar
     must not make the host wait for the device in every step, as `self.log(..., prog_bar=True)` does.
@@ -126,7 +127,7 @@ class Progress(ProgressBar):
         self._display: Display | None = None
         self._loss: Tensor | float = 0.0  # summed over
         self._count = 0  # so many batches
-        self._seen = 0  # images of this rank
+        self._seen = self._share = self._total = 0  # images that this rank has done, has to do, and all have to do
 
     def enable(self) -> None:
         self._enabled = True
@@ -163,8 +164,12 @@ class Progress(ProgressBar):
             self._display.name("training")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen = 0
-        self._open("images", "image", sum(len(batch) for batch in every_batch(trainer)) * trainer.world_size, 0)
+        self._seen, self._share = 0, sum(len(batch) for batch in every_batch(trainer))
+        share = torch.tensor(self._share, device=trainer.strategy.root_device)
+        self._total = int(trainer.strategy.reduce(share, reduce_op="sum"))
+        self._open("images", "image", self._total, 0)
+        if self._total and not self._share:
+            self.print(f"{self._total} images are left to other ranks than this one, which waits for them.")
 
     def on_predict_batch_end(
         self,
@@ -176,8 +181,9 @@ class Progress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         self._seen += len(batch)
-        if self._display is not None and self._display.due(self._seen * trainer.world_size):
-            self._display.show(self._seen * trainer.world_size, "")
+        done = self._total * self._seen // max(1, self._share)
+        if self._display is not None and self._display.due(done):
+            self._display.show(done, "")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()

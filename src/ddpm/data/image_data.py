@@ -104,6 +104,7 @@ class ImageData(LightningDataModule, ABC):
         self.root, self.batch_size, self.num_workers = root, batch_size, num_workers
         self.flip, self.seed = flip, seed
         self._opened: dict[str, ImageSet] = {}
+        self._began_with: str | None = None
 
     @property
     @abstractmethod
@@ -152,7 +153,7 @@ class ImageData(LightningDataModule, ABC):
         return f"{len(self.load('train'))} images"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"identity": self.identity}
+        return {"identity": self._began_with or self.identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run goes on with the images that it began with: others would come in another order.
@@ -171,6 +172,7 @@ class ImageData(LightningDataModule, ABC):
         """Open what the stage needs, so that data which can not be read end a run before it starts."""
         if stage == "fit":
             self.load("train")
+            self._began_with = self.identity  # before any file changes
         self.load("test")
 
     def train_dataloader(self) -> Loader[RawBatch | Refused]:

@@ -69,8 +69,17 @@ def _stamp(path: Path) -> int:
     return hash((facts.st_mtime_ns, facts.st_size)) or 1
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 of one that is gone, or a link to nothing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
 class ImageFolder(DecodedData):
-    """Images below `root`, resized and cropped to one size; each file has to stay as it is while a run lasts.
+    """Images below `root`, resized and cropped to one size; each file has to stay as it is while a run lasts,
+    and goes on: its size tells one that was changed.
 
     The folders at the first level are the classes, if there are at least two and no image lies beside them.
 
@@ -143,8 +152,11 @@ class ImageFolder(DecodedData):
 
     @cached_property
     def identity(self) -> str:
-        told = hashlib.sha256(b"\0".join(os.fsencode(file) for file in self.files))
-        return f"{len(self.files)} files, of names {told.hexdigest()[:16]}"
+        """Of names and sizes: a folder that was copied is the same, its times of change are not. So a file that is
+        replaced by one of as many bytes shows in the run that has read it, and not when a run goes on."""
+        names = hashlib.sha256(b"\0".join(os.fsencode(file) for file in self.files))
+        sizes = hashlib.sha256(" ".join(str(_size(self.folder / file)) for file in self.files).encode())
+        return f"{len(self.files)} files, of names {names.hexdigest()[:16]} and sizes {sizes.hexdigest()[:16]}"
 
     def read(self, split: str) -> ImageSet:
         return _Files(

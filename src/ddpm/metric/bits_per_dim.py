@@ -19,11 +19,12 @@ from ddpm.metric.cache import cached
 from ddpm.metric.data_metric import DataMetric
 from ddpm.metric.sample_metric import over_ranks
 from ddpm.metric.source import identity
-from ddpm.noise import Stream, normal, uniform
+from ddpm.noise import Stream, generator, normal, uniform
 from ddpm.types import Images, times
 
 PER_IMAGE = ("images", "total", "squared_total", "rate", "distortion", "prior")
 PER_TIME = ("count", "kl", "x_0_mse", "eps_mse")
+_SEED = 0  # of the choice of images, the times and the noise
 Sums = dict[str, Tensor]  # over images: float64, () for PER_IMAGE and (T,) for PER_TIME
 
 
@@ -31,7 +32,8 @@ class BitsPerDim(DataMetric):
     """The bound on -log2 p(x_0) per dimension, with clipped estimates as in the authors' evaluation.
 
     split       "train" or "test"; scores of another split than test carry its name: bits_per_dim_train
-    num_images  the first so many images of the split; None for all
+    num_images  so many images of the split, by a fixed permutation, since files may lie in the order of their classes;
+                None for all
     num_times   None: all T terms, exactly. Else L_0 and so many of the other terms for each image, spread
                 evenly over {2, ..., T}: unbiased, and cheaper by T/num_times
     batch_size  images a network call
@@ -61,6 +63,7 @@ class BitsPerDim(DataMetric):
         self.data = data
         available = len(data.load(self.split))
         self.count = min(self.num_images or available, available)
+        self.chosen = chosen(self.count, available)
 
     def keep_at(self, place: Path) -> None:
         """Keep each finished batch of the exact bound there, and take from there what is finished."""
@@ -74,7 +77,7 @@ class BitsPerDim(DataMetric):
         return list(index_batches(self.count, self.batch_size, rank, world_size))
 
     def update(self, diffusion: GaussianDiffusion, indices: Tensor) -> None:
-        """Add the images at these indices of the split."""
+        """Add the images number `indices` of 0, ..., count - 1."""
         sums = self._kept(diffusion, indices) if self.keeps else self._measured(diffusion, indices)
         self.sums = {name: self.sums[name] + sums[name] for name in self.sums}
 
@@ -89,11 +92,12 @@ class BitsPerDim(DataMetric):
 
     def _measured(self, diffusion: GaussianDiffusion, indices: Tensor) -> Sums:
         device = diffusion.schedule.log_alpha_bar.device
-        x_0 = self.data.batch(self.split, indices.cpu()).images.to(device)
+        indices = self.chosen[indices.cpu()]
+        x_0 = self.data.batch(self.split, indices).images.to(device)
         indices = indices.to(device)
         if self.num_times is not None:
             return self.subsampled(diffusion, x_0, indices, self.num_times)
-        terms = bound(diffusion, x_0, lambda t: normal(0, Stream.BOUND, indices, t, x_0.shape[1:]))
+        terms = bound(diffusion, x_0, lambda t: normal(_SEED, Stream.BOUND, indices, t, x_0.shape[1:]))
         counts = torch.full((diffusion.num_steps,), len(x_0))
         per_time = {name: getattr(terms, name).double().sum(1) for name in PER_TIME[1:]}
         return _summed(terms, {"count": counts} | per_time)
@@ -101,7 +105,7 @@ class BitsPerDim(DataMetric):
     def subsampled(self, diffusion: GaussianDiffusion, x_0: Images, indices: Tensor, k: int) -> Sums:
         """L_0, and k stratified terms of L_1, ..., L_{T-1}, each standing for (T - 1)/k of them."""
         steps = diffusion.num_steps - 1
-        u = uniform(0, Stream.BOUND, indices)
+        u = uniform(_SEED, Stream.BOUND, indices)
         t = torch.stack([torch.ones_like(indices)] + [((u + j) / k * steps).long() + 2 for j in range(k)])
         rows = [at_time(diffusion, x_0, times(at, x_0), self._noise(x_0, indices, at), clip=True) for at in t]
         columns = [torch.stack(column).double() for column in zip(*rows, strict=True)]
@@ -115,20 +119,16 @@ class BitsPerDim(DataMetric):
         return _summed(Terms(prior(diffusion, x_0), columns[0] * scale, columns[1], columns[2]), per_time)
 
     def _noise(self, x_0: Images, indices: Tensor, t: Tensor) -> Images:
-        return normal(0, Stream.BOUND, indices, t, x_0.shape[1:])
+        return normal(_SEED, Stream.BOUND, indices, t, x_0.shape[1:])
 
     def compute(self) -> dict[str, float]:
-        """The mean over all ranks' images, its standard error over images, and its parts; bits/dim."""
+        """The mean over all ranks' images, its parts, and its standard error over images if there are two; bits/dim."""
         self.sums = {name: over_ranks(value) for name, value in self.sums.items()}
         n, total, squares, rate, distortion, prior_ = (float(self.sums[name]) for name in PER_IMAGE)
-        variance = max(squares / n - (total / n) ** 2, 0.0)
-        scores = {
-            "bits_per_dim": total / n,
-            "bits_per_dim_std_error": (variance / max(n - 1, 1)) ** 0.5,
-            "rate": rate / n,
-            "distortion": distortion / n,
-            "L_T": prior_ / n,
-        }
+        scores = {"bits_per_dim": total / n, "rate": rate / n, "distortion": distortion / n, "L_T": prior_ / n}
+        if n > 1:  # one image tells nothing of how images differ
+            variance = max(squares / n - (total / n) ** 2, 0.0)
+            scores["bits_per_dim_std_error"] = (variance / (n - 1)) ** 0.5
         return {name + self.suffix: value for name, value in scores.items()}
 
     def details(self) -> dict[str, NDArray[np.float64]]:
@@ -143,7 +143,17 @@ class BitsPerDim(DataMetric):
     def protocol(self) -> dict[str, Any]:
         times_ = self.num_times or "all"
         told = {"split": self.split, "images": self.count, "times": times_, "clip": True}
+        if self.count < len(self.data.load(self.split)):
+            told["chosen"] = f"at random, seed {_SEED}"
         return told | {"images_key": identity(self.data, self.split)}
+
+
+def chosen(count: int, available: int) -> Tensor:
+    """The indices of so many of the available images: all in their order, or else some by a fixed permutation, of
+    which fewer are the beginning of more; int64 (count,)."""
+    if count == available:
+        return torch.arange(count)
+    return torch.randperm(available, generator=generator(_SEED, Stream.BOUND))[:count]
 
 
 def _summed(terms: Terms, per_time: Mapping[str, Tensor]) -> Sums:

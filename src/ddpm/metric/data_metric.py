@@ -43,11 +43,11 @@ class DataMetric(ABC):
 
     @abstractmethod
     def batches(self, rank: int, world_size: int) -> list[Tensor]:
-        """The indices of the images that fall to a rank, in batches."""
+        """The numbers of the images that fall to a rank, of 0 to how many are looked at, in batches."""
 
     @abstractmethod
     def update(self, diffusion: GaussianDiffusion, indices: Tensor) -> None:
-        """Add the images at these indices."""
+        """Add the images under these numbers."""
 
     @abstractmethod
     def compute(self) -> dict[str, float]:

@@ -30,6 +30,11 @@ class Source(Protocol):
     @property
     def facts(self) -> Facts: ...
 
+    @property
+    def identity(self) -> str:
+        """What tells the images from those of another day, without opening them."""
+        ...
+
     def load(self, split: str) -> Images: ...
 
     def batches(self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None) -> Iterator[Batch]:
@@ -39,8 +44,8 @@ class Source(Protocol):
 
 def identity(data: Source, split: str) -> str:
     """Tells one split from another, also where name, shape and count are the same (two folders, an edited
-    file): a hash of these and of what `probe` sees."""
-    told = repr((data.facts.name, split, data.facts.shape, probe(data, split)))
+    file): a hash of these, of what the data know of their files, and of what `probe` sees."""
+    told = repr((data.facts.name, split, data.facts.shape, data.identity, probe(data, split)))
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -9,6 +9,8 @@ from urllib.parse import urlparse
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ddpm import strangers
@@ -18,7 +20,7 @@ _SECONDS = 15.0  # without an answer, after which a download is given up
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of the file, of which nothing is executed.
+    """The tensors of the file, of which nothing is executed: a .safetensors, or what `torch.save` has written.
 
     Raises:
         ValueError: with the reason, if it is not there, is damaged or holds anything but tensors by name.
@@ -26,8 +28,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError("is not there")
     try:
-        state = strangers.content(path, of_others=True)
-    except ValueError as fault:
+        is_plain = path.suffix == ".safetensors"
+        state = load_file(path) if is_plain else strangers.content(path, of_others=True)
+    except (ValueError, SafetensorError) as fault:
         raise ValueError(f"is damaged or holds more than tensors and was not opened (it {fault})") from fault
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("holds no tensors by name")

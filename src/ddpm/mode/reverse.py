@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from lightning.pytorch import Trainer
 
 from ddpm.callbacks.progress import Progress
 from ddpm.data.stream import as_loader, index_batches
-from ddpm.drawn import Drawn, Pictures, Shards, finished, open_drawing, stream, write_npz
+from ddpm.drawn import Drawn, Pictures, Shards, alone, finished, open_drawing, stream, write_npz
 from ddpm.images import enlarged, grid, to_uint8, write_webp
+from ddpm.meeting import meet
 from ddpm.mode.base import Mode, Studio, at_least_one
 from ddpm.mode.scene import Scene, joined
 from ddpm.pictures import Figure, WriteImages, write_figure, write_grid
@@ -39,13 +41,20 @@ class Reverse(Mode):
     def draw(self, studio: Studio) -> list[Path]:
         drawn = (Pictures if studio.png else Shards)(studio.out, studio.num_images)
         trainer = studio.trainer([WriteImages(drawn), Progress()])
+        with alone(studio.out, trainer.is_global_zero):
+            self.fill(studio, drawn, trainer)
+            return self.results(studio, drawn, trainer) if trainer.is_global_zero else []
+
+    def fill(self, studio: Studio, drawn: Drawn, trainer: Trainer) -> None:
+        """Make the images that are missing, on all ranks together."""
         open_drawing(drawn, studio.protocol | {"batch_size": studio.batch_size}, write=trainer.is_global_zero)
         if not finished(studio.out / NPZ, studio.num_images):
             mine = index_batches(studio.num_images, studio.batch_size, trainer.global_rank, trainer.world_size)
+            meet()
             trainer.predict(studio.module, [as_loader(drawn.missing(mine))], return_predictions=False)
-            trainer.strategy.barrier("written")
-        if not trainer.is_global_zero:
-            return []
+
+    def results(self, studio: Studio, drawn: Drawn, trainer: Trainer) -> list[Path]:
+        """What rank 0 makes once all images are there."""
         paths = [studio.out, *self.gathered(studio, drawn)]
         if studio.trajectory:
             with studio.scene(trainer) as scene:
@@ -59,9 +68,9 @@ class Reverse(Mode):
         if not whole.is_file():
             few = chain.from_iterable(stream(drawn, batches))
             write_grid(torch.stack(list(islice(few, self.grid))), paths[0])
-        if studio.npz and not whole.is_file():
-            shape = (studio.num_images, *studio.module.shape)
-            write_npz(whole, shape, stream(drawn, batches))
+        if studio.npz:
+            if not whole.is_file():
+                write_npz(whole, (studio.num_images, *studio.module.shape), stream(drawn, batches))
             shutil.rmtree(studio.out / "shards", ignore_errors=True)
         return paths + [whole] * studio.npz
 

@@ -80,8 +80,8 @@ def run_rows(chosen: argparse.Namespace) -> int:
     ran, scored = rows.score(runs, asked)
     columns, cells = writing.of_rows(table, ran)
     results = [one.result for one in ran.values()]
-    trained_with = writing.trained(one.told.get("overrides", []) for one in ran.values())
-    keep(folder / f"{chosen.table}.md", writing.text(table.source, columns, cells, results, [trained_with]))
+    notes = [writing.trained(one.told.get("overrides", []) for one in ran.values()), *writing.unripe(ran.values())]
+    keep(folder / f"{chosen.table}.md", writing.text(table.source, columns, cells, results, notes))
     return max(trained, scored)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ddpm.checkpoint import load
+from ddpm.checkpoint import Loaded, load
 from ddpm.cli import quoted, without_place
 from ddpm.errors import Refused
 from ddpm.measuring import rows_of
@@ -26,17 +26,26 @@ Result = Mapping[str, Any]  # a row of results.jsonl
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model: its file, the step it was saved at, and the T of its schedule."""
+    """A trained model: its file, the step it was saved at, the T of its schedule, and the share that the average of
+    its weights, which is what is scored, still has of the initial ones."""
 
     path: Path
     step: int
     num_steps: int
+    initial: float = 0.0
 
 
 def opened(path: Path) -> Checkpoint:
     """The checkpoint of a .ckpt or of a run's folder. Raises Refused if there is none."""
     loaded = load(path)
-    return Checkpoint(loaded.path, loaded.step, loaded.diffusion.num_steps)
+    return Checkpoint(loaded.path, loaded.step, loaded.diffusion.num_steps, initial_share(loaded))
+
+
+def initial_share(loaded: Loaded) -> float:
+    """d^n of a constant decay d after n steps."""
+    callbacks = loaded.config.get("callbacks") or {}
+    ema = callbacks.get("ema") or {"decay": 0.0, "warmup": True}
+    return 0.0 if ema["warmup"] else float(ema["decay"] ** loaded.step)
 
 
 def sweep(verb: str, arguments: Sequence[str]) -> int:

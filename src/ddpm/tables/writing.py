@@ -11,6 +11,7 @@ from ddpm.tables.rows import Ran
 from ddpm.tables.running import Result
 
 Lines = list[list[str]]
+_RIPE = 0.01  # share of the initial weights in an average that they no longer show in
 
 
 def of_rows(table: Table, ran: Mapping[str, Ran]) -> tuple[list[str], Lines]:
@@ -73,6 +74,16 @@ def text(
     below = [f"Published: {source}", *dagger, *notes, "Ours:"]
     body = "\n\n".join(below) + "\n\n" + "".join(f"- {line}\n" for line in protocol([one for one in results if one]))
     return f"{markdown(columns, cells)}\n{body}"
+
+
+def unripe(ran: Iterable[Ran]) -> list[str]:
+    """A remark on runs that were too short for their average of the weights."""
+    share = max((one.checkpoint.initial for one in ran if one.checkpoint), default=0.0)
+    told = (
+        f"The averaged weights, which are what is scored, are still {share:.0%} the initial ones: such short runs want "
+        "an average with a warm-up (ema_warmup among callbacks)."
+    )
+    return [told] if share > _RIPE else []
 
 
 def trained(overrides: Iterable[Sequence[str]]) -> str:
