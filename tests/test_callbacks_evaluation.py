@@ -115,7 +115,12 @@ def test_with_and_without_it_the_run_is_the_same_and_no_checkpoint_holds_an_extr
     ("metric", "best_of", "cheaply"),
     [
         ("fid_random", min, []),
-        ("inception_score_classifier", max, ["metric.inception_score_classifier.features.images_seen=256"]),
+        pytest.param(
+            "inception_score_classifier",
+            max,
+            ["metric.inception_score_classifier.features.images_seen=256"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_best_checkpoint_is_that_of_the_best_score_also_after_a_resume(

@@ -290,7 +290,7 @@ def fuzz_checkpoint(count, run):
 
 CONFIGS = [partial(fuzz_config, verb) for verb in VERBS]
 OVERRIDES = [partial(fuzz_overrides, verb) for verb in VERBS]
-FEW = [(fuzz_checkpoint, 8), *((work, 25) for work in (*CONFIGS, OVERRIDES[0]))]
+FEW = [(fuzz_checkpoint, 5), *((work, 10) for work in (*CONFIGS, OVERRIDES[0]))]
 MANY = [(work, 500) for work in (fuzz_checkpoint, *CONFIGS, *OVERRIDES)]
 
 

@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
     return cwd, folder
 
 
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_training_ends_with_a_rank_and_its_folder_says_why(tmp_path, victim):
     job = start(tmp_path, *TWO, *LONG, ranks=2)
     assert wait_for(lambda: list(tmp_path.glob("runs/ddpm/*/checkpoints/last.ckpt")), job), job.told.read_text()

@@ -52,12 +52,13 @@ def places(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_the_start_of_the_processes(tmp_path: Path) -> None:
-    """Which import for long, so that what follows has its seconds for itself."""
-    forked.start(tmp_path, "--version").wait()
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the processes import takes long; so what follows has its seconds for itself."""
+    forked.start(tmp_path_factory.mktemp("imported"), "--version").wait()
 
 
-@pytest.mark.parametrize("lacking", [1, 0])
+@pytest.mark.parametrize("lacking", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_machine_without_the_data_says_so_and_ends_the_other(
     lacking: int, tmp_path: Path, places: list[Path]
 ) -> None:

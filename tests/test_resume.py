@@ -113,6 +113,7 @@ def test_a_preempted_job_saves_requeues_itself_and_goes_on(expected: Path, tmp_p
     assert (tmp_path / "bin/asked").read_text() == "requeue 1234\n"
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_message_and_leaves_the_checkpoint(expected: Path, tmp_path: Path) -> None:
     full = Moment("ddpm.callbacks.checkpoint.SaveLast._rotate", after=True, room=600_000)
     code, told = last_words(start(tmp_path, *SHORT, *CHOSEN, "name=killed", moment=full))

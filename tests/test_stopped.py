@@ -15,7 +15,10 @@ MEASUREMENT += ["results=out/results.jsonl"]
 
 @pytest.mark.parametrize(
     ("verb", "asked", "parts", "made"),
-    [("sample", DRAWING, "0*.png", "grid.png"), ("evaluate", MEASUREMENT, "terms/*/*.npz", "terms/*.csv")],
+    [
+        ("sample", DRAWING, "0*.png", "grid.png"),
+        pytest.param("evaluate", MEASUREMENT, "terms/*/*.npz", "terms/*.csv", marks=pytest.mark.slow),
+    ],
 )
 def test_a_slurm_job_ends_queues_itself_again_and_goes_on(
     verb: str, asked: list[str], parts: str, made: str, brief_run: Path, tmp_path: Path

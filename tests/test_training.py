@@ -53,12 +53,15 @@ STATE = (
     "choices",
     [
         ["data.num_workers=0"],
-        [
-            "trainer.accumulate_grad_batches=2",
-            "timestep=loss_aware",
-            "schedule.num_steps=4",
-            "sampler.num_steps=4",
-        ],
+        pytest.param(
+            [
+                "trainer.accumulate_grad_batches=2",
+                "timestep=loss_aware",
+                "schedule.num_steps=4",
+                "sampler.num_steps=4",
+            ],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(choices, tmp_path, monkeypatch):
