@@ -38,8 +38,12 @@ NEEDED: dict[str, dict[str, Any]] = {  # the choices of a run, and what is asked
     **{group: {} for group in ("sampler", "optimizer", "lr_schedule")},
     "data": {"batch_size": StrictInt},
     "trainer": {
-        **{"max_steps": int, "precision": str, "accelerator": str, "accumulate_grad_batches": PositiveInt},
-        **{"log_every_n_steps": PositiveInt | None, "val_check_interval": PositiveInt | str | None},
+        "max_steps": int,
+        "precision": str,
+        "accelerator": str,
+        "accumulate_grad_batches": PositiveInt,
+        "log_every_n_steps": PositiveInt | None,
+        "val_check_interval": PositiveInt | str | None,
     },
 }
 SEVERAL = dict[str, dict[str, Any]] | None  # of a kind

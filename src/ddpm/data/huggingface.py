@@ -93,7 +93,7 @@ class HuggingFace(DecodedData):
         )
         if path is None:
             raise Refused("data=huggingface needs a data set: pass data.path=OWNER/NAME or data.path=FOLDER")
-        self.library = library()
+        self.datasets = library()
         self.path, self.name, self.download = path, name, download
         self.splits = {"train": train_split, "test": test_split or train_split}
         self.image_column, self.label_column = image_column, label_column
@@ -133,22 +133,22 @@ class HuggingFace(DecodedData):
             raise Refused(f"there is no folder {self.path}: pass data.download=true to have it from the hub")
         try:
             return self._open(self.splits[split])
-        except (OSError, ValueError, KeyError, RuntimeError, self.library.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, self.datasets.exceptions.DatasetsError) as error:
             raise Refused(f"{self.path} ({self.splits[split]}) can not be opened: {error}") from error
 
     def _open(self, split: str) -> Any:
         folder = Path(self.path)
         if (folder / "dataset_dict.json").is_file():
-            return self.library.load_from_disk(self.path)[split]
+            return self.datasets.load_from_disk(self.path)[split]
         if (folder / "state.json").is_file():
-            return self.library.load_from_disk(self.path)
-        return self.library.load_dataset(self.path, self.name, split=split, cache_dir=self.root)
+            return self.datasets.load_from_disk(self.path)
+        return self.datasets.load_dataset(self.path, self.name, split=split, cache_dir=self.root)
 
     def _images(self, rows: Any) -> Any:
         self._check_column(rows, self.image_column, "image_column")
         try:
             images = rows.select_columns([self.image_column])
-            return images.cast_column(self.image_column, self.library.Image(decode=False))
+            return images.cast_column(self.image_column, self.datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError) as error:  # what Arrow's own derive from
             raise Refused(f"data.image_column={self.image_column} holds no images: {error}") from error
 
@@ -159,9 +159,9 @@ class HuggingFace(DecodedData):
             return []
         self._check_column(self._train_rows, self.label_column, "label_column")
         feature = self._train_rows.features[self.label_column]
-        if isinstance(feature, self.library.ClassLabel):
+        if isinstance(feature, self.datasets.ClassLabel):
             return list(feature.names)
-        if not isinstance(feature, self.library.Value):
+        if not isinstance(feature, self.datasets.Value):
             raise Refused(f"data.label_column={self.label_column} holds no classes but {feature}")
         return sorted(value for value in self._train_rows.unique(self.label_column) if value is not None)
 
@@ -169,7 +169,7 @@ class HuggingFace(DecodedData):
         if self.label_column is None:
             return torch.full((len(rows),), -1)
         self._check_column(rows, self.label_column, "label_column")
-        named = isinstance(rows.features[self.label_column], self.library.ClassLabel)
+        named = isinstance(rows.features[self.label_column], self.datasets.ClassLabel)
         values = range(len(self._classes)) if named else self._classes
         label = {value: i for i, value in enumerate(values)}
         return torch.tensor([label.get(value, -1) for value in rows[self.label_column][:]])
