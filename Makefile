@@ -63,13 +63,13 @@ format: $(STAMP) ## Format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-ci: lint test ## What has to pass
+ci: lint test bench-quick ## What has to pass
 
 $(BENCH): $(STAMP) benchmarks/requirements.lock
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet -r benchmarks/requirements.lock
 	@touch $@
 
-bench: $(BENCH) ## Speed beside other libraries and the machine's own; ARGS="--row train_step" measures less
+bench: $(BENCH) ## Speed beside other libraries and the machine's own; ARGS="--row train_step" measures less, ARGS="--resume" goes on
 	$(BIN)/python -m benchmarks.speed run $(ARGS)
 
 bench-quick: $(BENCH) ## Does the benchmark work? Tiny sizes, no result

@@ -6,6 +6,7 @@ that lie nearer to a training image than the nearest 2.5 % of held-out digits do
 """
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,15 @@ def nearest(x: Pixels, among: Pixels) -> np.ndarray:
     return distances
 
 
+@cache
+def trained() -> CalibratedClassifierCV:
+    """The judge."""
+    return CalibratedClassifierCV(SVC(C=10, gamma=0.001), ensemble=False).fit(*real("train"))
+
+
 def judge(samples: Pixels) -> dict[str, float]:
     """What the judge says."""
-    (train, labels), (held_out, truth) = real("train"), real("test")
-    svm = CalibratedClassifierCV(SVC(C=10, gamma=0.001), ensemble=False).fit(train, labels)
+    svm, (train, _), (held_out, truth) = trained(), real("train"), real("test")
     of_real, of_samples = (inception_score(svm.predict_proba(x)) for x in (held_out, samples))
     threshold = np.quantile(nearest(held_out, train), 0.025)
     return {

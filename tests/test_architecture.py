@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("*.py")]
 
+LONGER = {("unet.py", "__init__"): 60}  # whose parameters alone are twenty lines
+
 
 def test_imports_go_downstairs_only():
     done = subprocess.run(
@@ -27,8 +29,9 @@ def test_files_and_functions_are_short(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 300
     for item in ast.walk(ast.parse(text)):
-        if isinstance(item, ast.FunctionDef):
-            assert item.end_lineno - item.lineno <= 60, f"{item.name} is too long"
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
+            longest = LONGER.get((path.name, item.name), 40)
+            assert item.end_lineno - item.lineno < longest, f"{item.name} is too long"
 
 
 def test_every_word_of_the_sentence_has_its_rooms():
@@ -48,6 +51,18 @@ def test_every_word_of_the_sentence_has_its_rooms():
         assert (ROOT / "tests" / f"test_{word}.py").exists()
 
 
-def test_the_light_modules_do_not_wait_for_torch():
-    code = "import sys, ddpm.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_the_verbs_show_their_config_without_waiting_for_what_is_heavy():
+    done = subprocess.run([sys.executable, "-c", SHOWN], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "_target_: ddpm.model.UNet" in done.stdout
+    assert done.stdout.count("_target_: ddpm.sampler.Ancestral") == 3
+
+
+SHOWN = """
+import runpy, sys
+for name in ("train", "sample", "evaluate"):
+    sys.argv = [f"{name}.py", "--cfg", "job"]
+    runpy.run_path(f"{name}.py", run_name="__main__")
+heavy = {"torch", "lightning", "matplotlib", "wandb", "sklearn", "torchmetrics"} & sys.modules.keys()
+sys.exit(f"imported: {sorted(heavy)}" if heavy else 0)
+"""

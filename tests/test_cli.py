@@ -9,6 +9,7 @@ import torch
 from forked import start, wait_for
 from PIL import Image
 from processes import SMALL, typed, verb
+from wandb_file import groups
 
 from ddpm.callbacks.run_log import read
 from ddpm.runs import status
@@ -81,6 +82,20 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     assert np.array_equal(np.asarray(Image.open(cwd / "drawn/000003.png")), images[3, ..., 0])
     verb("sample", cwd, f"checkpoint={folder}", "out=noised", "mode=forward", "num_images=3")
     assert (cwd / "noised/forward.png").is_file()
+
+
+def test_a_sweep_over_checkpoints_draws_each_into_a_folder_of_its_own(brief_run, tmp_path):
+    """Not told apart by anything else; one of them lies in the working directory, one elsewhere."""
+    here = tmp_path / "runs/a"
+    here.mkdir(parents=True)
+    (here / "last.ckpt").write_bytes((brief_run / "checkpoints/previous.ckpt").read_bytes())
+    asked = ["num_images=2", "sampler.num_steps=2", "trainer=cpu", "out=drawn"]
+    verb("sample", tmp_path, "-m", f"checkpoint=runs/a/last.ckpt,{brief_run}/checkpoints/last.ckpt", *asked)
+    folders = sorted((tmp_path / "drawn").iterdir())
+    assert len(folders) == 2
+    assert all("sampler.num_steps=2" in folder.name for folder in folders)
+    assert not [folder for folder in folders if brief_run.parent.name in folder.name]
+    assert len({(folder / "000000.png").read_bytes() for folder in folders}) == 2
 
 
 @pytest.mark.parametrize(
@@ -188,6 +203,9 @@ def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
         (["sampler=ddim", "sigma=beta"], "its own sigma"),
         (["sigma=learned_range"], "not trained with"),
         (["label=3"], "takes no label"),
+        (["guidance=3"], "guidance=3.0 has no use without a label; leave it out, or add label=NUMBER"),
+        (["guidance=nan"], "no finite number"),
+        (["guidance=-inf"], "no finite number"),
         (["mode=inpainting", "mode.mask=nothing.png"], "no image at nothing.png"),
         (["weights=best"], "ema, raw"),
         (["num_images=0"], "at least 1"),
@@ -234,7 +252,9 @@ def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(home):
     for schedule in ("linear", "cosine"):
         for sigma in ("beta", "beta_tilde"):
             (run,) = [r for r in runs if f"schedule={schedule},sigma={sigma}," in r.name]
-            assert list(run.glob("wandb/offline-run-*/*.wandb"))
+            (file,) = run.glob("wandb/offline-run-*/*.wandb")
+            assert groups(file) == {((run / "wandb_id").read_text().strip(), "sweep")}
+    assert len({(run / "wandb_id").read_text() for run in runs}) == 4
     table = (home / "runs/sweep/table.csv").read_text()
     assert table.count("finished") == 4
     assert "fid_classifier" in table

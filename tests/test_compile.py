@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from torch._inductor.cudagraph_trees import MarkStepBox
 from yamls import names, node
 
 from ddpm.errors import Refused
@@ -31,6 +32,17 @@ def test_without_a_compiler_it_is_refused(name, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with torch._inductor.config.patch("cpp.cxx", ("no_such_compiler",)), pytest.raises(Refused, match=r"install g\+\+"):
         make(node("compile", name), "compile", network=tiny())
+
+
+def test_a_step_begins_once_a_forward_pass_where_blocks_are_compiled():
+    """Without this a replayed graph of one block may overwrite what another has returned."""
+    network = tiny()
+    make(node("compile", "blocks", mode="reduce-overhead"), "compile", network=network)
+    begun = MarkStepBox.mark_step_counter  # counts down
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        for _ in range(3):
+            network(torch.zeros(2, 1, 8, 8), torch.zeros(2))
+    assert begun - MarkStepBox.mark_step_counter == 3
 
 
 SAME = """

@@ -35,7 +35,7 @@ def arguments(path: Path | str | None, cache: Path, **changes: Any) -> dict[str,
 
 def test_without_the_library_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Refused, match=r"pip install 'ddpm\[huggingface\]'"):
+    with pytest.raises(Refused, match=r"pip install -e '\.\[huggingface\]'"):
         HuggingFace(**arguments(tmp_path, tmp_path))
 
 

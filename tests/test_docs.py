@@ -2,12 +2,14 @@
 
 import inspect
 import re
+import shlex
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from compose import composed
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -15,6 +17,8 @@ LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 NAME = re.compile(r"ddpm(\.\w+)+")
 SOURCE = re.compile(r"[A-Z]\w+( & [A-Z]\w+| et al\.) \(\d{4}\), [^:\[]+: \[ddpm\.")  # Ho et al. (2020), Eq. 2: [ddpm.
 MATH = ROOT / "docs" / "math.md"
+COMMAND = re.compile(r"python (train|sample|evaluate)\.py (?!--)((?:[^`\n\\]|\\\n)+)")
+SWEEP = re.compile(r",(?![^\[]*\])")  # of what stands in brackets, commas make a list
 
 
 def links(document):
@@ -30,6 +34,13 @@ def formulas(document):
     assert len(parts) % 2, "a $$ is not closed"
     assert text.count("$$") == len(parts) - 1, "a $$ is not alone on its line"
     return [(parts[i].strip(), parts[i + 1].strip().split("\n\n")[0]) for i in range(1, len(parts), 2)]
+
+
+def commands(text):
+    """(verb, overrides) of every command that calls a verb; of a sweep, its first job."""
+    for verb, given in COMMAND.findall(text):
+        words = shlex.split(re.sub(r"\$\(.*?\)", "told", given).replace("\\\n", " "), comments=True)
+        yield verb, [SWEEP.split(word)[0] for word in words if "=" in word and word != "schedule=cubic"]  # added there
 
 
 def anchors(document):
@@ -116,3 +127,14 @@ def test_markdown_leaves_the_formulas_alone(document):
 def test_the_mathematics_show_every_figure_that_is_drawn():
     shown = {target for _, target in links(MATH) if target.endswith(".png")}
     assert {f"images/{name}.png" for name in ("schedules", "weights", "bound")} <= shown
+
+
+def test_every_command_of_the_readme_is_one_and_none_draws_into_the_folder_of_another():
+    configs = {verb: [] for verb in ("train", "sample", "evaluate")}
+    for verb, words in commands((ROOT / "README.md").read_text()):
+        configs[verb].append(composed(*words, verb=verb))
+    assert len(configs["train"]) > 7
+    assert len(configs["evaluate"]) > 4
+    folders = [config["out"] for config in configs["sample"]]
+    assert len(folders) > 7
+    assert len({str(config) for config in configs["sample"]}) == len(set(folders))

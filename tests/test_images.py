@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ddpm.images import enlarged, from_levels, grid, to_uint8, write_png, write_webp
+
+GREY = torch.full((1, 8, 8), 128, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("num_levels", [17, 256])
@@ -46,6 +50,21 @@ def test_an_animation_has_all_its_pictures(tmp_path):
     write_webp([torch.full((1, 8, 8), value, dtype=torch.uint8) for value in (0, 128, 255)], tmp_path / "x.webp")
     with Image.open(tmp_path / "x.webp") as animation:
         assert animation.n_frames == 3
+
+
+@pytest.mark.parametrize("write", [lambda path: write_webp([GREY], path), lambda path: write_png(GREY, path)])
+def test_a_picture_that_can_not_be_finished_leaves_the_one_before_it(write, tmp_path, monkeypatch):
+    def breaks(picture, file, **_):
+        Path(file).write_bytes(b"half")
+        raise OSError
+
+    path = tmp_path / "x"
+    write(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(Image.Image, "save", breaks)
+    with pytest.raises(OSError):
+        write(path)
+    assert path.read_bytes() == before
 
 
 def test_enlarging_repeats_pixels():

@@ -1,4 +1,5 @@
 import pytest
+from compose import composed
 from yamls import names, node
 
 from ddpm.errors import Refused
@@ -12,6 +13,24 @@ def test_the_factor_starts_and_stays_within_the_rate_that_was_asked_for(name, ma
     factors = [factor(step) for step in range(max_steps)]
     assert all(0 <= f <= 1 for f in factors)
     assert factors[0] == (1 if name == "constant" else 0)
+
+
+def test_the_warm_up_of_the_paper_is_a_line_to_one():
+    config = composed("experiment=ho2020_cifar10", "data.root=/nowhere")
+    factor = make(config["lr_schedule"], "lr_schedule", max_steps=config["trainer"]["max_steps"])
+    assert [factor(step) for step in (0, 1, 2500, 4999)] == [0, 1 / 5000, 0.5, 4999 / 5000]
+    assert {factor(step) for step in (5000, 5001, 799_999, 10**7)} == {1}
+
+
+def test_a_constant_rate_is_the_rate():
+    factor = make(node("lr_schedule", "constant"), "lr_schedule", max_steps=10)
+    assert {factor(step) for step in (0, 1, 9, 10**7)} == {1}
+
+
+def test_a_cosine_is_a_line_and_half_a_cosine():
+    factor = make(node("lr_schedule", "warmup_cosine", num_steps=100), "lr_schedule", max_steps=1300)
+    at = {0: 0, 25: 0.25, 50: 0.5, 100: 1, 500: 0.75, 700: 0.5, 900: 0.25, 1300: 0}
+    assert {step: factor(step) for step in at} == pytest.approx(at, abs=1e-12)
 
 
 @pytest.mark.parametrize(("max_steps", "rise"), [(10, 5), (150, 75), (1000, 100)])

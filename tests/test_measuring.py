@@ -4,7 +4,7 @@ import pytest
 from running import measured
 
 from ddpm.errors import Refused
-from ddpm.measuring import rows_of
+from ddpm.measuring import commit, rows_of
 
 
 def test_a_repeated_protocol_replaces_its_row_and_another_one_adds_one(brief_run, tmp_path):
@@ -28,3 +28,10 @@ def test_a_bound_may_have_a_sigma_beside_a_sampler_that_has_its_own(brief_run, t
     assert beta != tilde
     with pytest.raises(Refused, match="its own sigma"):
         measured(brief_run, tmp_path / "r.jsonl", "sampler=ddim", "sigma=beta")
+
+
+def test_the_commit_is_that_of_the_source_and_a_machine_without_git_has_none(monkeypatch, tmp_path):
+    known = commit()
+    assert known is None or len(known) == 40  # an archive of the source has none
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() is None

@@ -108,7 +108,7 @@ def test_a_classifier_is_a_function_of_data_and_options(tmp_path: Path) -> None:
 
 def test_a_classifier_needs_labels(tmp_path: Path) -> None:
     data = digits(train=100, test=50)
-    with pytest.raises(Refused, match=r"no labels.*fid_random"):
+    with pytest.raises(Refused, match=r"no labels.*metric=\[fid_random\] optimized_metric=fid_random"):
         classifier(tmp_path).prepare(data.without_labels())
     blank = Few(data.facts, data.without_labels().splits)
     with pytest.raises(Refused, match=r"no labels.*fid_random"):

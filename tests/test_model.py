@@ -258,6 +258,17 @@ def test_upsampling_repeats_pixels() -> None:
     assert torch.equal(part(x), x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
+def test_upsampling_is_the_convolution_of_the_repeated_pixels_and_learns_like_it() -> None:
+    part, x = Upsample(3).double(), torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    direct = part.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    weights, towards = (x, *part.conv.parameters()), torch.randn_like(direct)
+    assert_close(part(x), direct, rtol=0, atol=1e-12)
+    for ours, theirs in zip(
+        torch.autograd.grad(part(x), weights, towards), torch.autograd.grad(direct, weights, towards), strict=True
+    ):
+        assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_attention_does_not_know_the_order_of_pixels(num_heads: int) -> None:
     part = Attention(8, num_heads=num_heads, num_groups=4, eps=1e-6)
@@ -450,7 +461,10 @@ for label in (None, torch.arange(3)):
         ({"num_groups": 3}, "model.num_groups must divide model.channels=8"),
         ({"num_groups": 0}, "model.num_groups"),
         ({"num_heads": 3}, "model.num_heads must divide model.channels=8"),
-        ({"attention_resolutions": [4, 5]}, r"\[4, 5\].*\[8, 4\]"),
+        (
+            {"attention_resolutions": [4, 5]},
+            r"\[4, 5\].*\[8, 4\].*choose a model= for images of 8x8, such as model=mnist",
+        ),
         ({"class_conditional": True}, "no labels.*model.class_conditional=false"),
         ({"shape": (0, 8, 8)}, "at least 1 channel"),
         ({"shape": (3, 9, 8)}, "9x8 pixels can not be halved 1 times.*2, 4, 6"),

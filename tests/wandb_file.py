@@ -19,6 +19,14 @@ def histories(path: Path) -> Iterator[dict[str, Any]]:
             yield {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
 
 
+def groups(path: Path) -> set[tuple[str, str]]:
+    """The id and the group of the run that a `.wandb` file tells of."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found = map(Record.FromString, records(path.read_bytes()))
+    return {(record.run.run_id, record.run.run_group) for record in found if record.WhichOneof("record_type") == "run"}
+
+
 def records(data: bytes) -> Iterator[bytes]:
     """Each record: of a fragment, 4 bytes of checksum, 2 of length, 1 of type (1 and 4 end a record)."""
     at, record = 7, b""

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,22 @@ from rich.console import Console
 
 from benchmarks.speed import report, results
 from benchmarks.speed.plan import Group, Options, groups
-from benchmarks.speed.race import ROOT, Lost, Race, Result
+from benchmarks.speed.race import ROOT, Lost, Race
+from benchmarks.speed.results import Book
 from benchmarks.speed.start_up import start_up
 
 console = Console(width=None if sys.stdout.isatty() else 200)
+Names = tuple[str, ...]
 
 
 def machine() -> dict[str, Any]:
     """What is measured on; asked in another process, since to import torch here would count in every child."""
+    load = round(os.getloadavg()[0], 2)
     asked = [sys.executable, "-m", "benchmarks.speed.machine"]
     told: dict[str, Any] = json.loads(
         subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     )
+    told["machine"]["load_before"] = load
     return told
 
 
@@ -37,6 +43,10 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--device", choices=["cpu", "cuda"], help="the GPU where there is one, unless told otherwise")
     run.add_argument("--precision", nargs="+", choices=["float32", "tf32", "bf16"], help="instead of all")
     run.add_argument("--row", nargs="+", metavar="ROW", help="only these rows, as in --row train_step sample_step")
+    run.add_argument(
+        "--contender", nargs="+", metavar="WORD", help="only whose name has one of these, beside our own eager one"
+    )
+    run.add_argument("--resume", action="store_true", help="go on with the file of results, where there is one")
     run.add_argument("--force-bf16", action="store_true", help="bf16 also where the processor has to emulate it")
     run.add_argument("--rounds", type=int, help="how often each takes its turn (5; with --quick 2)")
     run.add_argument("--out", type=Path, help="the file of results, instead of benchmarks/results/DATE-DEVICE.json")
@@ -47,13 +57,16 @@ def arguments() -> argparse.Namespace:
 
 
 def options(asked: argparse.Namespace, found: dict[str, Any]) -> tuple[Options, list[str]]:
-    """What to measure, and notes on what is left out."""
-    device = asked.device or ("cuda" if "gpu" in found["machine"] else "cpu")
+    """What to measure, and notes on what is left out and what disturbs."""
+    told = found["machine"]
+    device = asked.device or ("cuda" if "gpu" in told else "cpu")
     precisions = asked.precision or (["tf32", "bf16"] if device == "cuda" else ["float32", "bf16"])
     notes = []
-    if "bf16" in precisions and not asked.force_bf16 and not found["machine"]["native_bf16"][device]:
+    if "bf16" in precisions and not asked.force_bf16 and not told["native_bf16"][device]:
         precisions = [precision for precision in precisions if precision != "bf16"]
         notes.append("No rows in bf16: this processor does not multiply it natively (--force-bf16 measures it).")
+    if told["load_before"] > told["cores"] / 4:
+        notes.append(f"The machine was busy: its load before the run was {told['load_before']}.")
     chosen = Options(
         device=device,
         precisions=precisions,
@@ -66,39 +79,64 @@ def options(asked: argparse.Namespace, found: dict[str, Any]) -> tuple[Options, 
     return chosen, notes
 
 
-def only(group: Group, rows: list[str] | None) -> Group:
-    """The group with no other rows than these."""
-    tasks = [task for task in group.tasks if rows is None or task in rows]
-    return Group(group.problem, group.device, group.precision, group.contenders, tasks)
+def left(group: Group, asked: argparse.Namespace, book: Book) -> Iterator[Group]:
+    """What is to be measured of a group: the rows and contenders that were asked for and are not in the book.
+
+    Our own eager one takes part again wherever anybody does: ratios are of those who race together.
+    """
+    words = asked.contender or [""]
+    partners = {c.name for c in group.contenders if c.label == "ours"}
+    wanted = {c.name for c in group.contenders if any(word in c.name for word in words)} | partners
+
+    def missing(task: str) -> Names:
+        """Those names, in order."""
+        new = wanted - book.has(results.key(group, task))
+        return tuple(c.name for c in group.contenders if new and c.name in new | partners)
+
+    tasks = [task for task in group.tasks if asked.row is None or task in asked.row]
+    for names, some in groupby(tasks, missing):
+        if names:
+            who = [c for c in group.contenders if c.name in names]
+            yield Group(group.problem, group.device, group.precision, who, list(some))
 
 
-def race(group: Group, chosen: Options) -> Result:
+def race(group: Group, chosen: Options, book: Book) -> None:
     """One group, told about while it runs."""
     what = f"{group.problem.model}, {group.precision}: {', '.join(group.tasks)}"
     console.print(f"[bold]{what}[/bold] ({len(group.contenders)} contenders)")
-    return Race(group, chosen).run()
+    for result in Race(group, chosen).run():
+        book.add(results.record(result), result.failures)
+
+
+def starts(chosen: Options, book: Book) -> None:
+    """The rows of starting up."""
+    console.print("[bold]start_up[/bold]")
+    try:
+        for told in start_up(chosen.quick, chosen.rounds):
+            book.add(told, {})
+    except Lost as loss:
+        book.failed["start_up"] = str(loss)
+        book.write()
 
 
 def run(asked: argparse.Namespace) -> int:
     """Measure everything; 1 if a contender failed."""
+    if asked.quick:  # where nobody looks at times, threads that wait for each other are in everybody's way
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     found = machine()
     chosen, notes = options(asked, found)
-    console.print(f"load before: {os.getloadavg()[0]:.2f}; what else works on this machine makes the times worthless")
-    wanted = [only(group, asked.row) for group in groups(chosen)]
-    finished = [race(group, chosen) for group in wanted if group.tasks]
-    more, failed = [], {}
-    if asked.row is None or "start_up" in asked.row:
-        try:
-            more = start_up(chosen.quick, chosen.rounds)
-        except Lost as loss:
-            failed["start_up"] = str(loss)
-    content = results.kept(finished, more, found, notes)
-    content["failed"] |= failed
+    for note in notes:
+        console.print(note, style="yellow", highlight=False)
+    path = asked.out or (None if chosen.quick else results.place(found, chosen.device))
+    book = Book(found, notes, path, resume=asked.resume)
+    for group in groups(chosen):
+        for some in left(group, asked, book):
+            race(some, chosen, book)
+    if (asked.row is None or "start_up" in asked.row) and not book.has({"row": "start_up"}):
+        starts(chosen, book)
+    content = book.content()
     report.show(content, console)
-    if asked.out or not asked.quick:
-        path = asked.out or results.place(content, chosen.device)
-        results.write(content, path)
-        console.print(f"kept in {path}")
+    console.print(f"{content['seconds']:.0f} s{f', kept in {path}' if path else ''}", highlight=False)
     return 1 if content["failed"] else 0
 
 

@@ -2,7 +2,8 @@
 
 Each is recorded as it reaches the device, in the precision and the memory layout that it has there, and is
 repeated in its place and order on tensors of the same shapes and strides: forward, and in training the
-gradients of inputs and weights.
+gradients of inputs and weights. Where all weights lie in channels_last so does every map, also one that a GPU
+would copy first: what a step copies is not among what can not be spared.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -57,6 +58,22 @@ class Layout:
         numbers = torch.randn(reach, device=device).mul_(0.1).to(self.dtype)
         return numbers.as_strided(self.shape, self.stride)
 
+    @property
+    def channels_last(self) -> bool:
+        outline = torch.empty_strided(self.shape, self.stride, device="meta")
+        return len(self.shape) == 4 and outline.is_contiguous(memory_format=torch.channels_last)
+
+    def to_channels_last(self) -> "Layout":
+        """The same; of what is no map, itself."""
+        if len(self.shape) != 4:
+            return self
+        outline = torch.empty(self.shape, memory_format=torch.channels_last, device="meta")
+        return Layout(self.shape, outline.stride(), self.dtype)
+
+
+WEIGHT = {aten.convolution: 1, aten.convolution_backward: 2}  # which of the arguments it is
+BEHIND = 5  # so many arguments behind it stands whether the convolution is a transposed one
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -65,6 +82,24 @@ class Recorded:
     operation: Any
     arguments: tuple[Any, ...]
     options: Mapping[str, Any]
+
+    @property
+    def weight(self) -> Layout | None:
+        """Of a convolution."""
+        place = WEIGHT.get(self.operation.overloadpacket)
+        return None if place is None else self.arguments[place]
+
+    @property
+    def parameter(self) -> bool:
+        """Has it a weight that is the network's own? Those of transposed convolutions are computed in each step."""
+        return self.weight is not None and not self.arguments[WEIGHT[self.operation.overloadpacket] + BEHIND]
+
+    def to_channels_last(self) -> "Recorded":
+        """A convolution with its tensors in that order; anything else as it is."""
+        if self.weight is None:
+            return self
+        laid = [value.to_channels_last() if isinstance(value, Layout) else value for value in self.arguments]
+        return Recorded(self.operation, tuple(laid), self.options)
 
 
 Step = Callable[[], Any]
@@ -96,7 +131,10 @@ def recorded(step: Step) -> list[Recorded]:
     recorder = Recorder()
     with recorder:
         step()
-    return recorder.recorded
+    calls = recorder.recorded
+    if all(call.weight.channels_last for call in calls if call.weight and call.parameter):
+        return [call.to_channels_last() for call in calls]
+    return calls
 
 
 def repeatable(calls: Iterable[Recorded], device: torch.device) -> Step:

@@ -27,7 +27,6 @@ def machine() -> dict[str, Any]:
             "cpu": precision("auto", "cpu") == "bf16-mixed",
             "cuda": gpu and precision("auto", "gpu") == "bf16-mixed",
         },
-        "load_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         **(_gpu() if gpu else {}),
     }

@@ -17,8 +17,8 @@ class Over(Exception):
 class Pace:
     """Rounds as the other end of a pipe asks for them, in lines of JSON: {"steps": n}, and 0 ends the task.
 
-    Each is answered by {"seconds": of the n steps, "peak_memory_mb": ...}. On a GPU a round begins with a step
-    that is not timed, and ends by giving back the memory that it kept for the next: others need it too.
+    Each is answered by {"seconds": ..., "steps": done in them, "peak_memory_mb": ...}. On a GPU a round begins with
+    a step that is not timed, and ends by giving back the memory that it kept for the next: others need it too.
     """
 
     def __init__(self, asked: IO[str], answers: IO[str], device: torch.device) -> None:
@@ -26,6 +26,7 @@ class Pace:
         self._settling = 1 if device.type == "cuda" else 0
         self._left = 0  # of the steps of this round, with those before the clock starts
         self._steps = 0
+        self._done = 0.0
         self._since = 0.0
 
     def begin(self) -> None:
@@ -33,9 +34,10 @@ class Pace:
         if self._left == 0:
             self._next()
 
-    def tick(self) -> None:
-        """After each step. Raises Over where it was the last."""
+    def tick(self, share: float = 1.0) -> None:
+        """After each step; a short batch is a share of one. Raises Over where it was the last."""
         self._left -= 1
+        self._done += share
         if self._left == self._steps:
             self._start()
         if self._left == 0:
@@ -62,6 +64,7 @@ class Pace:
 
     def _start(self) -> None:
         self._wait()
+        self._done = 0.0
         self._since = perf_counter()
 
     def _answer(self) -> None:
@@ -70,7 +73,7 @@ class Pace:
         peak = megabytes(self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.say(seconds=seconds, peak_memory_mb=peak)
+        self.say(seconds=seconds, steps=self._done, peak_memory_mb=peak)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

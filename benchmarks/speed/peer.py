@@ -1,4 +1,7 @@
-"""What the peers share: their settings, and their data, which lie on the device already."""
+"""What the peers share: their settings, and their data, which lie on the device already.
+
+Of this framework nothing is imported that would cost them memory.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -6,15 +9,17 @@ from itertools import repeat
 from typing import TypeVar
 
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.speed.synthetic import Synthetic
+from benchmarks.speed.levels import levels
+from benchmarks.speed.pace import Pace
 from benchmarks.speed.worker import Spec
-from ddpm.data.digits import Digits
-from ddpm.data.image_data import ImageData
+from ddpm.data.stream import split_indices
 
 Network = TypeVar("Network", bound=nn.Module)
+HELD_OUT = 297  # of the 1,797 digits, as ddpm.data.digits splits them
 
 
 def prepared(network: Network, spec: Spec) -> Network:
@@ -40,22 +45,28 @@ def autocast(spec: Spec) -> AbstractContextManager[None]:
     return torch.autocast(spec.device.type, torch.bfloat16)
 
 
-def data(spec: Spec) -> ImageData:
-    """The images that our own training sees."""
-    kind = Synthetic if spec.problem.shape[0] == 3 else Digits
-    return kind(root=None, batch_size=1, num_workers=0, flip=False, seed=0)
+def pictures(spec: Spec) -> Tensor:
+    """The training images that ours are, in [-1, 1]: of noise, or digits."""
+    if spec.problem.shape[0] == 3:
+        return levels("train") / 127.5 - 1
+    pixels = torch.from_numpy(load_digits().data).float()
+    train, _ = split_indices(len(pixels), HELD_OUT)
+    return pixels[train].reshape(-1, *spec.problem.shape) / 8 - 1
 
 
 def one_batch(spec: Spec) -> Iterator[Tensor]:
-    """The first batch of the training images, in [-1, 1], again and again."""
-    return repeat(data(spec).batch("train", range(spec.problem.train_batch)).images.to(spec.device))
+    """The first batch of the training images, again and again."""
+    return repeat(pictures(spec)[: spec.problem.train_batch].to(spec.device))
 
 
 def epochs(spec: Spec) -> Iterator[Tensor]:
-    """Shuffled batches of all training images, through PyTorch's own loader."""
-    known = data(spec)
-    images = known.batch("train", range(len(known.load("train")))).images
-    loader = DataLoader(TensorDataset(images), batch_size=spec.problem.train_batch, shuffle=True)
+    """Shuffled batches of all training images, through PyTorch's own loader; the last of a pass is short."""
+    loader = DataLoader(TensorDataset(pictures(spec)), batch_size=spec.problem.train_batch, shuffle=True)
     while True:
         for (batch,) in loader:
             yield batch.to(spec.device)
+
+
+def tick(pace: Pace, images: Tensor, spec: Spec) -> None:
+    """The end of a step, which counts as much as its batch is of a whole one."""
+    pace.tick(len(images) / spec.problem.train_batch)

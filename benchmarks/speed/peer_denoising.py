@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from benchmarks.speed.flops import flops, size
 from benchmarks.speed.pace import Pace
-from benchmarks.speed.peer import autocast, epochs, one_batch, prepared, to_sample
+from benchmarks.speed.peer import autocast, epochs, one_batch, prepared, tick, to_sample
 from benchmarks.speed.worker import Spec, Task
 
-denoising: Any = import_module("denoising_diffusion_pytorch")  # neither of the two has types
+denoising: Any = import_module("denoising_diffusion_pytorch")  # neither of the packages has types
+attend: Any = import_module("denoising_diffusion_pytorch.attend")
 ema_pytorch: Any = import_module("ema_pytorch")
 
 
@@ -42,6 +43,9 @@ class Contender:
 
     def unet(self) -> nn.Module:
         unet: nn.Module = denoising.Unet(**self.spec.problem.unet, flash_attn=self.spec.setting.best)
+        for part in unet.modules():
+            if isinstance(part, attend.Attend):  # on a GPU it allows one kernel alone, which float32 does not have
+                part.cuda_config = part.cpu_config
         return unet
 
     def diffusion(self, unet: nn.Module, steps: int) -> Any:
@@ -54,9 +58,7 @@ class Contender:
         best = self.spec.setting.best
         diffusion = self.diffusion(prepared(self.unet(), self.spec), 1000).train()
         optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=best or None)
-        cadence = {"update_every": 1, "use_foreach": True} if best else {"update_every": 10}
-        average = ema_pytorch.EMA(diffusion, beta=0.995, **cadence)
-        average.to(self.spec.device)
+        average = self.average(diffusion)
         pace.begin()
         for images in batches:
             with autocast(self.spec):
@@ -68,7 +70,15 @@ class Contender:
             optimizer.step()
             optimizer.zero_grad()
             average.update()
-            pace.tick()
+            tick(pace, images, self.spec)
+
+    def average(self, diffusion: nn.Module) -> Any:
+        """As its Trainer has it, which copies every tenth step up to the hundredth and averages every tenth from
+        there. At its best each step averages, and the count of steps stays on the CPU, where reading it waits for
+        nobody."""
+        if not self.spec.setting.best:
+            return ema_pytorch.EMA(diffusion, beta=0.995, update_every=10).to(self.spec.device)
+        return ema_pytorch.EMA(diffusion, beta=0.995, update_every=1, update_after_step=0, use_foreach=True)
 
     def sample(self, steps: int, pace: Pace) -> None:
         """Its own loop, which asks for the network's opinion once a step."""

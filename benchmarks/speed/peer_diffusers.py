@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.speed.flops import flops, size
 from benchmarks.speed.pace import Pace
-from benchmarks.speed.peer import autocast, epochs, one_batch, prepared, to_sample
+from benchmarks.speed.peer import autocast, epochs, one_batch, prepared, tick, to_sample
 from benchmarks.speed.worker import Spec, Task
 
 diffusers: Any = import_module("diffusers")  # it makes its names as they are asked for, which no type checker sees
@@ -68,7 +68,7 @@ class Contender:
             average.step(unet.parameters())
             if not best:
                 loss.item()  # as the example logs it
-            pace.tick()
+            tick(pace, images, self.spec)
 
     @torch.no_grad()
     def sample(self, kind: str, steps: int, pace: Pace) -> None:

@@ -5,17 +5,18 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks.speed.plan import Contender, Group, Options
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 1.0  # seconds: who takes less for the first step gets a second one before the clock runs
+LEAST, SHORT = 3, 2.0  # steps of a round, where they take no more than these seconds
+HEATS = 2  # rounds, after which one setting of each label goes on
 
 
 class Lost(Exception):
@@ -85,19 +86,27 @@ class Timing:
     seconds: list[float] = field(default_factory=list)  # a step, round by round
     peak_memory_mb: float = 0.0
 
-    @property
-    def typical(self) -> float:
-        return median(self.seconds)
-
 
 @dataclass
 class Result:
-    """A group's timings by task, what its contenders said of themselves, and who failed."""
+    """What came of one task of a group, and what has been learnt of its contenders so far."""
 
     group: Group
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the contender's name
-    timings: dict[str, list[Timing]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # what they said of themselves, by name
+    task: str = ""
+    timings: dict[str, Timing] = field(default_factory=dict)  # at the task, by name
+    failures: dict[str, str] = field(default_factory=dict)  # by name
+
+
+def beaten(timings: Iterable[Timing]) -> list[str]:
+    """Of contenders with one label all but the one with the fastest round: whatever disturbs makes slower."""
+    fastest: dict[str, Timing] = {}
+    timings = list(timings)
+    for timing in timings:
+        label = timing.contender.label
+        if label not in fastest or min(timing.seconds) < min(fastest[label].seconds):
+            fastest[label] = timing
+    return [timing.contender.name for timing in timings if timing is not fastest[timing.contender.label]]
 
 
 def turns(names: Sequence[str], rounds: int) -> Iterator[str]:
@@ -113,7 +122,8 @@ class Race:
         self.options, self.result = options, Result(group)
         self.workers: dict[str, Worker] = {}
 
-    def run(self) -> Result:
+    def run(self) -> Iterator[Result]:
+        """The result of each task, when it is done. All are the same object: take what is to be kept."""
         group = self.result.group
         with ExitStack() as stack:
             for contender in group.contenders:
@@ -124,7 +134,7 @@ class Race:
                 self.tried(name, self.meet)
             for task in group.tasks:
                 self.task(task)
-        return self.result
+                yield self.result
 
     def tried(self, name: str, what: Any, *arguments: Any) -> None:
         """Do something with a contender; one that is lost is out."""
@@ -133,8 +143,7 @@ class Race:
         except Lost as loss:
             self.result.failures[name] = str(loss)
             self.workers.pop(name).close()
-            for timings in list(self.result.timings.values())[-1:]:  # of the task that it did not finish
-                timings[:] = [timing for timing in timings if timing.contender.name != name]
+            self.result.timings.pop(name, None)
 
     def meet(self, name: str) -> None:
         self.result.facts[name] = self.workers[name].hear()
@@ -142,34 +151,46 @@ class Race:
     def task(self, task: str) -> None:
         """Warm everybody up, then let them take turns."""
         timings = {name: Timing(worker.contender) for name, worker in self.workers.items() if self.can(name, task)}
+        self.result.task, self.result.timings = task, timings
         steps: dict[str, int] = {}
-        self.result.timings[task] = list(timings.values())
-        for name, timing in timings.items():
-            self.tried(name, self.warm_up, task, timing, steps)
-        for name in turns(list(timings), self.options.rounds):
+        for name in list(timings):
+            self.tried(name, self.warm_up, task, steps)
+        self.rounds(steps, min(HEATS, self.options.rounds))
+        losers = beaten(timings.values())
+        for name in losers:
+            self.tried(name, self.end, steps)
+        self.rounds(steps, self.options.rounds - HEATS)
+        for name in list(steps):
+            self.tried(name, self.end, steps)
+
+    def rounds(self, steps: dict[str, int], count: int) -> None:
+        """So many of everybody who has steps to do."""
+        for name in turns(list(steps), count):
             if name in self.workers:
-                self.tried(name, self.round, steps, timings[name])
-        for name in timings:
-            if name in self.workers:
-                self.tried(name, self.end)
+                self.tried(name, self.round, steps[name])
 
     def can(self, name: str, task: str) -> bool:
         return task in self.result.facts[name]["tasks"]
 
-    def warm_up(self, name: str, task: str, timing: Timing, steps: dict[str, int]) -> None:
+    def warm_up(self, name: str, task: str, steps: dict[str, int]) -> None:
         """At least one step, which also tells how many fill a round."""
-        worker = self.workers[name]
+        worker, timing = self.workers[name], self.result.timings[name]
         worker.say(task=task)
         seconds = timing.first = worker.round(1)["seconds"]
         if (seconds < WARM_UP and not self.options.quick) or timing.contender.setting.compiled:
             seconds = worker.round(2)["seconds"] / 2
-        fill = max(1, round(self.options.seconds / seconds))
-        steps[name] = self.result.group.problem.pass_steps if task == "epoch" else fill
+        steps[name] = self.result.group.problem.pass_steps if task == "epoch" else self.fill(seconds)
 
-    def round(self, name: str, steps: dict[str, int], timing: Timing) -> None:
-        answer = self.workers[name].round(steps[name])
-        timing.seconds.append(answer["seconds"] / steps[name])
+    def fill(self, seconds: float) -> int:
+        """The steps of a round, where one takes so long."""
+        least = LEAST if LEAST * seconds <= SHORT and not self.options.quick else 1
+        return max(least, round(self.options.seconds / seconds))
+
+    def round(self, name: str, steps: int) -> None:
+        answer, timing = self.workers[name].round(steps), self.result.timings[name]
+        timing.seconds.append(answer["seconds"] / answer["steps"])
         timing.peak_memory_mb = max(timing.peak_memory_mb, answer["peak_memory_mb"])
 
-    def end(self, name: str) -> None:
-        self.workers[name].round(0)
+    def end(self, name: str, steps: dict[str, int]) -> None:
+        if steps.pop(name, 0) and name in self.workers:
+            self.workers[name].round(0)

@@ -47,7 +47,7 @@ def line(row: Row, peers: Sequence[str]) -> list[str]:
         f"{row['precision'] or ''}{how}",
         f"{row['ours']:.3g} {row['unit']}{supply(row)}",
         *(ratio(row, peer) for peer in peers),
-        times(row["floor_ratio"]),
+        times(row["floor_ratio"], quartiles(row, "floor")),
         "" if row.get("share_of_peak") is None else f"{row['share_of_peak']:.0%}",
         str(row["peak_memory_mb"]),
     ]
@@ -63,15 +63,25 @@ def ratio(row: Row, peer: str) -> str:
     """How many times a peer's rate ours is; per operation too, where theirs is another network."""
     if peer not in row["peers"]:
         return ""
-    rates = row["ours"] / row["peers"][peer]
+    paired = row.get("ratios", {}).get(peer)
+    rates = paired["median"] if paired else row["ours"] / row["peers"][peer]
+    shown = times(rates, quartiles(row, peer))
     counted = row.get("flops_per_image", {})
     if peer.startswith("diffusers") or not {"ours", peer} <= set(counted):
-        return times(rates)
-    return f"{times(rates)} ({rates * counted['ours'] / counted[peer]:.2f} per FLOP)"
+        return shown
+    return f"{shown} ({rates * counted['ours'] / counted[peer]:.2f} per FLOP)"
 
 
-def times(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
+def quartiles(row: Row, name: str) -> Sequence[float]:
+    """Of a ratio over its rounds; none where the two did not race together, whose medians alone are compared."""
+    found: Sequence[float] = row.get("ratios", {}).get(name, {}).get("quartiles", [])
+    return found
+
+
+def times(value: float | None, between: Sequence[float] = ()) -> str:
+    """A ratio, and what half of its rounds lie between."""
+    shown = "" if value is None else f"{value:.2f}"
+    return f"{shown} [{', '.join(f'{edge:.2f}' for edge in between)}]" if between else shown
 
 
 def heading(content: Content) -> str:

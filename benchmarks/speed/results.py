@@ -1,120 +1,114 @@
-"""From timings to rows, and to the file that keeps them."""
+"""The file of results: what was measured, task by task, and the rows that are made of it."""
 
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-from benchmarks.speed.plan import PEAKS, Contender
+from benchmarks.speed import rows
+from benchmarks.speed.plan import SCORES, Contender, Group
 from benchmarks.speed.race import ROOT, Result, Timing
 
 FOLDER = ROOT / "benchmarks" / "results"
 FORWARDS = {"sample_step": 1, "ddim50": 50}  # calls of the network for each image
 TRAINED = ("train_step", "train_loop", "epoch")
-Row = dict[str, Any]
+SAME = ("commit", "versions")  # of what is put together in one file
+Record = dict[str, Any]
 
 
-def rows(result: Result) -> list[Row]:
-    """Those of a group: one for each of ours (eager, compiled) at each task."""
-    peak = max(peaks(result).values(), default=None)
-    made = []
-    for task, timings in result.timings.items():
-        if task in PEAKS:
-            continue
-        fastest = by_label(timings)
-        for label in fastest:
-            if label.startswith("ours"):
-                made.append(row(result, task, label, fastest, peak))
-    return made
+def record(result: Result) -> Record:
+    """A task of a group as it is kept: the seconds of a step in each round of each contender.
 
-
-def by_label(timings: Iterable[Timing]) -> dict[str, Timing]:
-    """The fastest contender of each label."""
-    fastest: dict[str, Timing] = {}
-    for timing in timings:
-        label = timing.contender.label
-        if label not in fastest or timing.typical < fastest[label].typical:
-            fastest[label] = timing
-    return fastest
-
-
-def row(result: Result, task: str, label: str, fastest: Mapping[str, Timing], peak: float | None) -> Row:
-    """Rates in images a second; `floor_ratio` is how many times the floor's time ours takes."""
-    group, mine = result.group, fastest[label]
-    images = group.problem.images(task)
-    floor = fastest.get("floor")
-    peers = {name: timing for name, timing in fastest.items() if name != "floor" and not name.startswith("ours")}
-    shown = {"ours": mine, **peers}
-    operations = {name: work(result, timing.contender, task) for name, timing in shown.items()}
-    return {
-        "row": task,
-        "model": group.problem.model if task not in ("classifier", "inception") else task,
-        "device": group.device,
-        "precision": group.precision,
+    `asked` are all who were to take part; who can not do the task, or failed, is not among the contenders.
+    """
+    group, task = result.group, result.task
+    return key(group, task) | {
         "unit": "images/s",
-        "ours": images / mine.typical,
-        "peers": {name: images / timing.typical for name, timing in peers.items()},
-        "floor_ratio": None if floor is None else mine.typical / floor.typical,
-        "peak_memory_mb": round(mine.peak_memory_mb),
-        "peers_peak_memory_mb": {name: round(timing.peak_memory_mb) for name, timing in peers.items()},
-        "compiled": bool(mine.contender.setting.compiled),
-        "batch": images,
-        "settings": {name: timing.contender.setting.name for name, timing in shown.items()},
-        "first_step_seconds": {name: timing.first for name, timing in shown.items()},
-        "flops_per_image": {name: count for name, count in operations.items() if count},
-        "share_of_peak": share(operations["ours"], images / mine.typical, peak),
-        "rounds": {name: [images / second for second in timing.seconds] for name, timing in shown.items()},
+        "batch": group.problem.images(task),
+        "asked": [contender.name for contender in group.contenders],
+        "contenders": {name: taken(result, timing) for name, timing in result.timings.items()},
     }
 
 
-def work(result: Result, contender: Contender, task: str) -> int | None:
-    """Floating-point operations of a task for one image, where they were counted."""
-    counted = result.facts[contender.name].get("flops")
-    if counted is None or task not in (*FORWARDS, *TRAINED):
-        return None
-    operations: int = counted["training"] if task in TRAINED else counted["forward"] * FORWARDS[task]
+def key(group: Group, task: str) -> Record:
+    """What makes records belong to one row."""
+    model = task if task in SCORES else group.problem.model
+    return {"row": task, "model": model, "device": group.device, "precision": group.precision}
+
+
+def taken(result: Result, timing: Timing) -> Record:
+    """What a contender took."""
+    contender = timing.contender
+    return {
+        "label": contender.label,
+        "setting": contender.setting.name,
+        "compiled": bool(contender.setting.compiled),
+        "first_step_seconds": timing.first,
+        "seconds": timing.seconds,
+        "peak_memory_mb": round(timing.peak_memory_mb),
+        "flops": work(result, contender),
+    }
+
+
+def work(result: Result, contender: Contender) -> int | None:
+    """Floating-point operations for one image, or of one step of a peak; None where they were not counted."""
+    facts, task = result.facts[contender.name], result.task
+    counted = facts.get("flops", {})
+    each = {name: counted.get("training") for name in TRAINED}
+    each |= {name: counted["forward"] * calls for name, calls in FORWARDS.items() if counted}
+    operations: int | None = (each | facts.get("operations", {})).get(task)
     return operations
 
 
-def share(operations: int | None, rate: float, peak: float | None) -> float | None:
-    """Of the machine's own highest rate, that of a large product or convolution."""
-    return None if operations is None or peak is None else operations * rate / peak / 1e9
+class Book:
+    """The results so far, written to their file after each task, so that whoever stops the run loses one at most.
+
+    found   what is measured on, and with what
+    notes   on what is left out
+    path    of the file; None keeps nothing
+    resume  go on with what the file has, if it is there. Raises SystemExit where that comes from elsewhere
+    """
+
+    def __init__(self, found: Mapping[str, Any], notes: list[str], path: Path | None, *, resume: bool) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        fresh = {"date": now, **found, "commit": commit(), "seconds": 0.0, "races": [], "notes": notes, "failed": {}}
+        self.path, self.since = path, perf_counter()
+        self.start = going_on(fresh, json.loads(path.read_text())) if resume and path and path.exists() else fresh
+        self.races: list[Record] = self.start["races"]
+        self.failed: dict[str, str] = self.start["failed"]
+
+    def has(self, wanted: Record) -> set[str]:
+        """Who was asked already to do what such records tell of."""
+        return {name for told in self.races if wanted.items() <= told.items() for name in told["asked"]}
+
+    def add(self, told: Record, failures: Mapping[str, str]) -> None:
+        """Another record, and who has failed."""
+        self.races.append(rounded(told))
+        self.failed |= failures
+        self.write()
+
+    def content(self) -> dict[str, Any]:
+        """All of the file."""
+        made = {"peaks_gflops": rows.peaks(self.races), "rows": rows.rows(self.races)}
+        total = self.start["seconds"] + perf_counter() - self.since
+        told: dict[str, Any] = rounded(self.start | made | {"seconds": total, "failed": self.failed})
+        return told | {"races": told.pop("races")}  # the rows first: they are what is read
+
+    def write(self) -> None:
+        if self.path is not None:
+            write(self.content(), self.path)
 
 
-def peaks(result: Result) -> dict[str, float]:
-    """GFLOP/s of the large product and convolution."""
-    found = {}
-    for task in PEAKS:
-        for timing in result.timings.get(task, []):
-            operations = result.facts[timing.contender.name]["operations"][task]
-            found[task] = operations / timing.typical / 1e9
-    return found
-
-
-def times_training(made: list[Row]) -> None:
-    """Tell each row of a loader how many times it delivers what training consumes."""
-    for loader in (row for row in made if row["row"] == "loader"):
-        consumers = [row["ours"] for row in made if row["row"] in TRAINED and row["model"] == loader["model"]]
-        loader["times_training"] = loader["ours"] / max(consumers) if consumers else None
-
-
-def kept(results: Iterable[Result], more: list[Row], machine: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The content of a file."""
-    results = list(results)
-    made = [row for result in results for row in rows(result)] + more
-    times_training(made)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        **machine,
-        "commit": commit(),
-        "peaks_gflops": {r.group.precision: found for r in results if (found := peaks(r))},
-        "rows": made,
-        "notes": notes,
-        "failed": {name: said for result in results for name, said in result.failures.items()},
-    }
+def going_on(fresh: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The results of another run, to be gone on with. Raises SystemExit where this one would not belong to it."""
+    where = [content["machine"].get("gpu", content["machine"]["processor"]) for content in (fresh, before)]
+    if "races" not in before or where[0] != where[1] or any(fresh[name] != before[name] for name in SAME):
+        raise SystemExit("The results there are of another commit, machine or version: give --out, or no --resume.")
+    return before | {"notes": list(dict.fromkeys([*before["notes"], *fresh["notes"]]))}
 
 
 def commit() -> str | None:
@@ -124,17 +118,20 @@ def commit() -> str | None:
     return told.stdout.strip() or None
 
 
-def place(content: Mapping[str, Any], device: str) -> Path:
-    """benchmarks/results/DATE-DEVICE.json."""
-    machine = content["machine"]
+def place(found: Mapping[str, Any], device: str) -> Path:
+    """benchmarks/results/DATE-DEVICE.json, of today."""
+    machine = found["machine"]
     name = machine["gpu"] if device == "cuda" else f"cpu {machine['processor']} {machine['cores']} cores"
     slug = re.sub(r"\W+", "-", name.lower()).strip("-")
-    return FOLDER / f"{content['date'][:10]}-{slug}.json"
+    return FOLDER / f"{datetime.now(UTC):%Y-%m-%d}-{slug}.json"
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
+    """All of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rounded(content), indent=1) + "\n")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
 
 
 def rounded(value: Any) -> Any:
@@ -142,5 +139,5 @@ def rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):
-        return {key: rounded(part) for key, part in value.items()}
+        return {name: rounded(part) for name, part in value.items()}
     return [rounded(part) for part in value] if isinstance(value, list) else value

@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -28,23 +27,23 @@ class Command:
 def commands(quick: bool) -> list[Command]:
     """What a user waits for first."""
     run = ["train.py", "logger=csv", _FIRST, *(_QUICK if quick else [])]
+    heavy = "import hydra" if quick else "import torch, lightning, hydra"
     return [
         Command("train.py --help", ["train.py", "--help"], ["-c", "import hydra"]),
         Command("train.py --cfg job", ["train.py", "--cfg", "job"], ["-c", "import hydra"]),
-        Command("first training step", run, ["-c", "import torch, lightning, hydra"]),
+        Command("first training step", run, ["-c", heavy]),
     ]
 
 
 def start_up(quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """A row for each command. The first round, which fills caches, does not count, unless there is no time."""
-    first, rounds = (0, 1) if quick else (1, rounds + 1)
+    """A record for each command. It is measured last, when the disk's caches are filled."""
     asked = commands(quick)
     every = {command.name: command.arguments for command in asked}
     every |= {" ".join(command.bare): command.bare for command in asked}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in every}
-    for name in turns(list(every), rounds):
+    for name in turns(list(every), 1 if quick else rounds):
         taken[name].append(timed(every[name]))
-    return [row(command, taken[command.name][first:], taken[" ".join(command.bare)][first:]) for command in asked]
+    return [record(command, taken[command.name], taken[" ".join(command.bare)]) for command in asked]
 
 
 def timed(arguments: Sequence[str]) -> tuple[float, float]:
@@ -64,18 +63,21 @@ def timed(arguments: Sequence[str]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def row(command: Command, taken: list[tuple[float, float]], bare: list[tuple[float, float]]) -> dict[str, Any]:
-    """In seconds: the fewer the better."""
-    seconds = median(second for second, _ in taken)
+def record(command: Command, mine: list[tuple[float, float]], bare: list[tuple[float, float]]) -> dict[str, Any]:
+    """As results.record; in seconds: the fewer the better."""
+    contenders = {"ours": taken(command.name, "ours", mine), "floor": taken(" ".join(command.bare), "floor", bare)}
+    told = {"row": "start_up", "model": command.name, "device": "cpu", "precision": None, "unit": "seconds"}
+    return told | {"batch": None, "asked": ["ours", "floor"], "contenders": contenders}
+
+
+def taken(setting: str, label: str, rounds: list[tuple[float, float]]) -> dict[str, Any]:
+    """What it took."""
     return {
-        "row": "start_up",
-        "model": command.name,
-        "device": "cpu",
-        "precision": None,
-        "unit": "seconds",
-        "ours": seconds,
-        "peers": {},
-        "floor_ratio": seconds / median(second for second, _ in bare),
-        "peak_memory_mb": round(max(megabytes for _, megabytes in taken)),
-        "rounds": {"ours": [second for second, _ in taken]},
+        "label": label,
+        "setting": setting,
+        "compiled": False,
+        "first_step_seconds": rounds[0][0],
+        "seconds": [seconds for seconds, _ in rounds],
+        "peak_memory_mb": round(max(megabytes for _, megabytes in rounds)),
+        "flops": None,
     }

@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.speed.levels import SHAPE, levels
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData, ImageSet, TensorSet
 
@@ -12,9 +13,8 @@ class Synthetic(ImageData):
     @property
     def facts(self) -> Facts:
         classes = tuple(str(k) for k in range(10))
-        return Facts("synthetic", (3, 32, 32), 256, classes, "Noise of the size of CIFAR-10.")
+        return Facts("synthetic", SHAPE, 256, classes, "Noise of the size of CIFAR-10.")
 
     def read(self, split: str) -> ImageSet:
-        count, source = (10_000 if split == "train" else 1_000), torch.Generator().manual_seed(0)
-        levels = torch.randint(256, (count, *self.facts.shape), dtype=torch.uint8, generator=source)
-        return TensorSet(levels, torch.randint(10, (count,), generator=source))
+        images = levels(split)
+        return TensorSet(images, torch.randint(10, (len(images),), generator=torch.Generator().manual_seed(0)))

@@ -185,10 +185,16 @@ def overrides() -> list[str]:
     return without_place(HydraConfig.get().overrides.task)
 
 
-def without_place(texts: Sequence[str]) -> list[str]:
+def without_place(
+    texts: Sequence[str], unnamed: tuple[str, ...] = ("name=", "resume=", "runs=", "checkpoint=", "results=")
+) -> list[str]:
     """The overrides that do not only say where a job reads and writes, without absolute paths."""
-    unnamed = ("name=", "resume=", "runs=", "checkpoint=", "results=")
     return [without_paths(text) for text in texts if not text.startswith(unnamed)]
+
+
+def drawing() -> list[str]:
+    """What tells the drawings of one sweep apart: all that a job asks for, its checkpoint too, but for its folder."""
+    return without_place(HydraConfig.get().overrides.task, ("out=",))
 
 
 def in_sweep() -> bool:

@@ -1,5 +1,6 @@
 """What `sample.py` does: a mode draws from a checkpoint into a folder."""
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ def draw_images(config: Config) -> None:
     if not config["png"] and not config["npz"]:
         raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")
     refuse_label(config["label"], model)
+    refuse_guidance(float(config["guidance"]), config["label"])
     refuse_unwritable(Path(config["out"]))
     try:
         paths = mode.draw(studio(config, model))
@@ -74,6 +76,14 @@ def refuse_label(label: int | None, model: Opened) -> None:
         raise Refused("this model takes no label; leave out label=, or train with model.class_conditional=true.")
     if not 0 <= label < model.loaded.facts.num_classes:
         raise Refused(f"label={label} is not one of 0, ..., {model.loaded.facts.num_classes - 1}.")
+
+
+def refuse_guidance(guidance: float, label: int | None) -> None:
+    """Guidance leads from the images of no label to those of one: without a label it would be overlooked."""
+    if not math.isfinite(guidance):
+        raise Refused(f"guidance={guidance} is no finite number; 1 is none, and more than 1 draws nearer to the label.")
+    if guidance != 1 and label is None:
+        raise Refused(f"guidance={guidance} has no use without a label; leave it out, or add label=NUMBER.")
 
 
 def studio(config: Config, model: Opened) -> Studio:

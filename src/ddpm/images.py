@@ -50,11 +50,12 @@ def write_png(picture: Tensor, path: Path) -> None:
 
 
 def write_webp(pictures: list[Tensor], path: Path, milliseconds: int = 60) -> None:
-    """Write uint8 pictures (c, h, w) as an animation that stays on its last picture for two seconds."""
+    """Write uint8 pictures (c, h, w), atomically, as an animation that stays on its last picture for two seconds."""
+    part = path.with_name(path.name + ".part")
     frames = [to_pil(picture).convert("RGB") for picture in pictures]
     durations = [milliseconds] * (len(frames) - 1) + [2000]
     frames[0].save(
-        path,
+        part,
         format="WEBP",
         save_all=True,
         append_images=frames[1:],
@@ -62,3 +63,4 @@ def write_webp(pictures: list[Tensor], path: Path, milliseconds: int = 60) -> No
         loop=0,
         lossless=True,
     )
+    part.replace(path)

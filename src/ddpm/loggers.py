@@ -4,7 +4,7 @@ import os
 import re
 import secrets
 import sys
-from netrc import netrc
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -80,8 +80,12 @@ def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    return file.is_file() and netrc(file).authenticators(host) is not None
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        found = netrc(file).authenticators(server)
+    except (NetrcParseError, OSError):  # W&B finds nothing there either
+        return False
+    return found is not None and bool(found[2])
 
 
 def _settings() -> Any:

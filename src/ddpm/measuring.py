@@ -155,7 +155,9 @@ def keep(path: Path, new: dict[str, Any]) -> None:
 
 def commit() -> str | None:
     """The git commit of this source tree, if it is one."""
-    told = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    asked = ["git", "rev-parse", "HEAD"]
+    try:
+        told = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # no git here: the scores, hours of work perhaps, are kept all the same
+        return None
     return told.stdout.strip() or None

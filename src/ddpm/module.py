@@ -89,10 +89,12 @@ class DiffusionModule(LightningModule):
         return self.timestep.times(u, self.diffusion.num_steps)
 
     def kept_labels(self, labels: Tensor, step: Tensor, position: Tensor) -> Tensor:
-        """The labels, of which a share is replaced by the null label."""
-        dropped = uniform(self.seed, Stream.LABEL_DROP, position, step) < self.label_dropout
+        """The labels, of which a share is replaced by the null label, where the network takes labels."""
         null = getattr(self.diffusion.network, "null_label", None)
-        return labels if null is None else labels.masked_fill(dropped, null)
+        if null is None:
+            return labels
+        dropped = uniform(self.seed, Stream.LABEL_DROP, position, step) < self.label_dropout
+        return labels.masked_fill(dropped, null)
 
     def extra_noise(self, step: Tensor, position: Tensor, eps: Tensor) -> Tensor | None:
         """gamma xi, of the shape of eps, if there is any: the input perturbation."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm.cli import in_sweep, overrides
+from ddpm.cli import drawing, in_sweep, overrides
 from ddpm.errors import Failed, Refused
 from ddpm.signals import Stopped, ending, farewell, heeded
 
@@ -86,7 +86,7 @@ def sample(config: dict[str, Any]) -> None:
     from ddpm.drawing import draw_images
     from ddpm.runs import label
 
-    out = f"{config['out']}/{label(overrides())}" if in_sweep() else config["out"]
+    out = f"{config['out']}/{label(drawing())}" if in_sweep() else config["out"]
     with ended():
         draw_images(config | {"out": out})
 

@@ -26,7 +26,7 @@ def library() -> ModuleType:
     try:
         return importlib.import_module("datasets")
     except ImportError as error:
-        raise Refused("data=huggingface needs an extra: pip install 'ddpm[huggingface]'") from error
+        raise Refused("data=huggingface needs an extra: pip install -e '.[huggingface]'") from error
 
 
 class _Rows(DecodedSet):

@@ -218,7 +218,8 @@ def _batches(count: int, batch_size: int, steps: int, seed: int) -> Iterator[Ten
 def _unlabelled(data: Source) -> Refused:
     return Refused(
         f"{data.facts.name} has no labels for a classifier to learn: "
-        "choose metric=[fid_random], or Inception's metric=[fid,inception_score]"
+        "choose metric=[fid_random] optimized_metric=fid_random, "
+        "or Inception's metric=[fid,inception_score] optimized_metric=fid"
     )
 
 

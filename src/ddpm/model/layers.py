@@ -68,15 +68,25 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width: each pixel repeated, then a 3x3 convolution."""
+    """Doubles height and width: each pixel repeated, then a 3x3 convolution.
+
+    Both are one transposed convolution of stride 2, whose 4x4 kernel holds sums of the 3x3 one's taps: where two
+    of them meet one repeated pixel, its product is formed once. That takes 4/9 of the multiplications.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
+        kernel = _doubled(_doubled(self.conv.weight, 2), 3).transpose(0, 1)
+        return functional.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+
+
+def _doubled(kernel: Tensor, dim: int) -> Tensor:
+    """The four taps along dim of a transposed convolution that repeats each pixel before the three of `kernel`."""
+    first, second, third = kernel.unbind(dim)
+    return torch.stack((third, second + third, first + second, first), dim)
 
 
 class ResidualBlock(nn.Module):

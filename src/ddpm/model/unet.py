@@ -228,5 +228,7 @@ def _check_attention(shape: tuple[int, int, int], levels: int, resolutions: Sequ
     sides = _sides(shape, levels)
     _demand(
         set(resolutions) <= set(sides),
-        f"model.attention_resolutions={list(resolutions)} must be among the levels' shorter sides, {sides}.",
+        f"model.attention_resolutions={list(resolutions)} must be among the levels' shorter sides, {sides}: "
+        f"change it, or choose a model= for images of {shape[1]}x{shape[2]}, such as model=mnist for 28x28 "
+        "and model=ddpm_cifar10 for 32x32.",
     )

@@ -7,7 +7,8 @@
 table1 and table2 are those of Ho et al. (2020), table_iddpm is the CIFAR-10 table of Nichol & Dhariwal (2021). Each of
 their rows is an experiment of conf/experiment/. They are trained in one sweep of train.py, which goes on where an
 earlier one stopped, and scored at their last step in one of evaluate.py. With --checkpoint nothing is trained: the rows
-that are there are scored as they are. table_ddim is Table 1 of Song et al. (2021), which needs a checkpoint.
+that are there are scored as they are. table_ddim is the CIFAR-10 half of Table 1 of Song et al. (2021),
+table_ddim_celeba the other one, for a model of 64x64 faces; each needs a checkpoint.
 
 After a few thousand steps the papers' average of the weights is still mostly the initial ones, and a warm-up of 5,000
 steps may not be over. For such runs add, after --, callbacks=[checkpoint,ema_warmup,samples,evaluation,learning_rate,
