@@ -88,10 +88,8 @@ def test_any_ranks_and_micro_batches_draw_and_learn_the_same(timestep, ranks, ac
         for whole, cut in zip((t, weights), zip(*(drawn(together, part) for part in shares), strict=True), strict=True):
             assert torch.equal(whole[order], torch.cat(cut))
         losses = torch.rand(B, generator=torch.Generator().manual_seed(step))
-        alone.seen.append((numbers % B, t, losses))
-        together.seen += [(part % B, t[part % B], losses[part % B]) for part in shares]
-        for m in (alone, together):
-            m.show_losses()
+        for m, cut in ((alone, [numbers]), (together, shares)):
+            m.show_losses([(k, t[k], losses[k], losses[k].mean()[None]) for k in (part % B for part in cut)])
         for key, value in alone.timestep.state_dict().items():
             assert torch.equal(value, together.timestep.state_dict()[key])
 

@@ -28,6 +28,8 @@ from ddpm.types import times
 
 GOLDEN = (5**0.5 - 1) / 2  # frac(i GOLDEN) spreads any run of indices i evenly over [0, 1)
 
+Seen = list[tuple[Tensor, Tensor, Tensor, Tensor]]  # of each micro-batch: positions, t and losses (b,), and loss (1,)
+
 
 class DiffusionModule(LightningModule):
     """A diffusion in training.
@@ -58,17 +60,14 @@ class DiffusionModule(LightningModule):
         self.make_optimizer, self.lr_factor, self.card = optimizer, lr_factor, card
         self.seed, self.batch_size, self.label_dropout = seed, batch_size, label_dropout
         self.input_perturbation = input_perturbation
-        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.seen: Seen = []  # in this step
         self.val_loss = MeanMetric(nan_strategy="disable")  # a nan shows
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of a micro-batch (Ho et al. 2020, Algorithm 1)."""
         accumulation = self.trainer.accumulate_grad_batches
         loss, losses, t = self.loss_of(batch, self.global_step * accumulation + batch_idx % accumulation)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.log_training(loss.detach(), losses.detach(), t)
-        if self.timestep.learns:
-            self.seen.append((batch.number % self.batch_size, t, losses.detach()))
+        self.seen.append((batch.number % self.batch_size, t, losses.detach(), loss.detach().reshape(1)))
         return loss
 
     def loss_of(self, batch: Batch, micro_step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,21 +112,21 @@ class DiffusionModule(LightningModule):
         null: int = self.diffusion.network.null_label  # type: ignore[assignment]
         return labels.masked_fill(labels < 0, null)
 
-    def log_training(self, loss: Tensor, losses: Tensor, t: Tensor) -> None:
-        """The loss, and its mean over each quarter of {1, ..., T} (nan where no rank's batch has one there)."""
-        self.log("train/loss", loss, sync_dist=self.trainer.world_size > 1)
+    def log_training(self, seen: Seen) -> None:
+        """The loss of a step, and its mean over each quarter of {1, ..., T} (nan where no rank's batch has one
+        there)."""
+        _, t, losses, loss = joined(seen)
+        self.log("train/loss", loss.mean(), sync_dist=self.trainer.world_size > 1)
         quarter = (t - 1) * 4 // self.diffusion.num_steps
         mine = [losses.new_zeros(4).index_add(0, quarter, x) for x in (losses, torch.ones_like(losses))]
         sums, counts = torch.as_tensor(self.all_gather(torch.stack(mine))).reshape(-1, 2, 4).sum(0)
         for k, mean in enumerate(sums / counts):
             self.log(f"train/loss_quarter_{k + 1}", mean)
 
-    def show_losses(self) -> None:
+    def show_losses(self, seen: Seen) -> None:
         """Show the losses of the global batch, in its own order, to the timesteps; of a step that a loss scaler
         leaves out, those that are numbers."""
-        mine = (torch.cat(column) for column in zip(*self.seen, strict=True))
-        position, t, losses = (torch.as_tensor(self.all_gather(x)).flatten() for x in mine)
-        self.seen.clear()
+        position, t, losses, _ = (torch.as_tensor(self.all_gather(x)).flatten() for x in joined(seen))
         order = position.argsort()
         order = order[losses[order].isfinite()]
         self.timestep.update(t[order], losses[order])
@@ -137,15 +136,18 @@ class DiffusionModule(LightningModule):
         u = (batch.number.double() * GOLDEN + 0.5) % 1
         t = (u * self.diffusion.num_steps).long() + 1
         eps = normal(0, Stream.VALIDATION_EPS, batch.number, 0, batch.images.shape[1:])
-        # not self.log's own mean, which divides over ranks by a whole number of images
-        self.val_loss.update(self.losses(batch, batch.labels, t, eps).mean(), weight=len(t))
+        # not self.log's own mean, which divides over ranks by a whole number of images; and each image for itself, as
+        # torchmetrics overlooks weights where nan_strategy is "disable"
+        self.val_loss.update(self.losses(batch, batch.labels, t, eps))
         self.log("val/loss", self.val_loss, batch_size=len(t))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Whatever is saved after the step has seen its losses."""
+        seen, self.seen = self.seen, []
         if self.timestep.learns:
-            self.show_losses()
+            self.show_losses(seen)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_training(seen)
             gradients = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/gradient_norm", whole(get_total_norm(gradients)))
 
@@ -162,3 +164,8 @@ class DiffusionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint opens by itself."""
         checkpoint["ddpm"] = self.card
+
+
+def joined(seen: Seen) -> tuple[Tensor, ...]:
+    """Each column of all micro-batches."""
+    return tuple(torch.cat(column) for column in zip(*seen, strict=True))

@@ -92,8 +92,8 @@ def _measured(loaded: Loaded, config: Config) -> dict[str, Any]:
     return {"eps_power": estimated(loaded.diffusion, data, *counts, node["cache"], device)}
 
 
-def data_of(loaded: Loaded, changes: Mapping[str, Any]) -> ImageData:
-    """The data set that a model was trained on, with a user's changes (its root, say).
+def data_of(loaded: Loaded, changes: Any) -> ImageData:
+    """The data set that a model was trained on, with a user's changes (its root, say), which must be a mapping.
 
     The checkpoint may be from anybody: it does not say what is downloaded, how many processes read, or where outside
     of the working directory data lie. That the user says, or the config that the run's folder keeps.
