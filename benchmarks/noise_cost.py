@@ -1,17 +1,17 @@
-"""What it costs that noise is a function of (seed, image, step): `python benchmarks/noise_cost.py`.
+"""What it costs that noise is a function of (seed, image, step): `python -m benchmarks.noise_cost`.
 
 The noise of a batch, by `ddpm.noise.normal` and by `torch.randn`, and a sampling step of `model=ddpm_cifar10`, which
 take turns; the median of each, and the difference of the first two as a share of the third. It may be 5 %.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
 
+from benchmarks.turns import rounds
 from ddpm.build import build_diffusion, build_sampler
 from ddpm.cli import plain
 from ddpm.data.facts import Facts
@@ -35,21 +35,11 @@ def contenders(device: torch.device) -> dict[str, Callable[[], object]]:
     }
 
 
-def seconds(what: Callable[[], object]) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
-    what()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 if __name__ == "__main__":
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.inference_mode():
-        racers = contenders(device)
-        rounds = [{name: seconds(what) for name, what in racers.items()} for _ in range(ROUNDS + 1)][1:]
-    median = {name: statistics.median(times[name] for times in rounds) for name in racers}
+        taken = rounds(contenders(device), ROUNDS)
+    median = {name: statistics.median(each[name] for each in taken) for name in taken[0]}
     for name, value in median.items():
         print(f"{name:20} {1000 * value:9.3f} ms for {BATCH} images on {device.type}")
     ours, theirs, step = median.values()

@@ -1,11 +1,10 @@
-"""What it saves that the U-Net's upsamplings are transposed convolutions: `python benchmarks/upsampling.py`.
+"""What it saves that the U-Net's upsamplings are transposed convolutions: `python -m benchmarks.upsampling`.
 
 `model=ddpm_cifar10` as it is, and with each pixel repeated before a 3x3 convolution, take turns: forward, and forward
 with backward. Printed are the median over the rounds of the quotient of their times, and its quartiles.
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.turns import rounds
 from ddpm.model import UNet
 from ddpm.model.layers import Upsample
 
@@ -44,17 +44,9 @@ def network(repeats: bool, device: torch.device) -> UNet:
     return unet.to(device, memory_format=torch.channels_last)
 
 
-def seconds(what: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    what()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def told(name: str, ours: Callable[[], object], direct: Callable[[], object]) -> None:
-    rounds = [(seconds(ours), seconds(direct)) for _ in range(ROUNDS + 1)][1:]
-    low, middle, high = statistics.quantiles([theirs / mine for mine, theirs in rounds], n=4)
+    quotients = [taken["direct"] / taken["ours"] for taken in rounds({"ours": ours, "direct": direct}, ROUNDS)]
+    low, middle, high = statistics.quantiles(quotients, n=4)
     print(f"{name:24} {middle:.3f} times the rate (quartiles {low:.3f} and {high:.3f})")
 
 

@@ -4,10 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny import Tiny, fit, tiny_trainer
 
-from ddpm.callbacks.run_log import RunLog, plot_loss, read
+from ddpm.callbacks.learning_rate import LearningRate
+from ddpm.callbacks.run_log import RunLog, draw_losses, plot_loss, read
 
 
 def test_a_training_logs_what_it_measures(tmp_path: Path) -> None:
@@ -21,6 +23,14 @@ def test_a_training_logs_what_it_measures(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert set(rows[0]) == {"step", "time", "name", "value"}
     assert all(float(row["value"]) == history[row["name"]][int(row["step"])] for row in rows)
+
+
+def test_the_learning_rate_is_logged_once_a_step_however_much_is_accumulated(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    options = {"accumulate_grad_batches": 3, "limit_val_batches": 0, "log_every_n_steps": 2}
+    fit(tiny_trainer(tmp_path, 6, LearningRate(), logger=log, **options), Tiny())
+    rows = [line for line in log.path.read_text().splitlines() if ",lr-Adam," in line]
+    assert [(int(line.split(",")[0]), float(line.split(",")[3])) for line in rows] == [(1, 0.05), (3, 0.05), (5, 0.05)]
 
 
 def test_values_keep_their_last_bit_and_names_their_commas(tmp_path: Path) -> None:
@@ -82,3 +92,13 @@ def test_losses_are_drawn_as_far_as_they_are_there(tmp_path: Path, names: list[s
     plot_loss({name: {9: 1.0, 19: 0.5, 29: float("nan")} for name in names}, tmp_path / "loss.png")
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.width > picture.height > 300
+
+
+@pytest.mark.parametrize(("first", "last"), [(1.0, 1e-3), (0.12, 0.09), (0.0312, 0.0305)])
+def test_an_axis_of_losses_can_be_read(first: float, last: float) -> None:
+    axes = Figure().subplots()
+    draw_losses(axes, {"train/loss": {9: first, 19: last}})
+    low, high = axes.get_ylim()
+    seen = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    labels = axes.yaxis.get_major_formatter().format_ticks(seen)
+    assert len(set(labels)) == len(seen) >= 3

@@ -147,8 +147,9 @@ def _quoted(argument: str) -> str:
 
 
 def sentence(error: BaseException) -> str:
-    """What an error says, on as few lines as it needs. Errors of Hydra keep their list of choices."""
-    lines = [printable(line.strip()) for line in str(error).splitlines()]
+    """What an error says: a refusal on one line, whatever it quotes; errors of Hydra keep their list of choices."""
+    text = str(error)
+    lines = [printable(line.strip()) for line in ([text] if isinstance(error, Refused) else text.split("\n"))]
     told = "\n".join(line for line in lines if line and not line.startswith("Set the environment variable"))
     return told or type(error).__name__
 

@@ -47,10 +47,13 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
     if not isinstance(node, Mapping) or "_target_" not in node:
         raise Refused(f"{where} has no _target_; choose one of conf/{where.split('.')[0]}/.")
     try:
-        found: Callable[..., Any] = get_object(node["_target_"])
+        found = get_object(node["_target_"])
     except Exception as error:
         raise Refused(f"{where}._target_={node['_target_']} can not be found; check its spelling.") from error
-    return found
+    if not callable(found):
+        raise Refused(f"{where}._target_={node['_target_']} makes no object; name a class or a function.")
+    target: Callable[..., Any] = found
+    return target
 
 
 def wirable(target: Callable[..., Any], node: Node) -> set[str]:

@@ -91,4 +91,6 @@ def _has_key() -> bool:
 def _settings() -> Any:
     import wandb as library
 
-    return library.Settings(silent=True, console="off")
+    settings = library.Settings(silent=True, console="off")
+    library.termsetup(settings, None)  # before W&B warns of a setting of its own that Lightning always hands to it
+    return settings

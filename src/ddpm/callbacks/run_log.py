@@ -175,13 +175,14 @@ def smooth(raw: np.ndarray) -> np.ndarray:
 
 def finish(axes: "Axes", title: str) -> None:
     """Labels; a logarithmic axis where every value allows it."""
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import AutoLocator, LogLocator
 
     axes.set(title=title, xlabel="step", ylabel="loss")
     values = [y for line in axes.get_lines() for y in np.asarray(line.get_ydata())]
     if values and min(values) > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        wide = max(values) > 10 * min(values)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else AutoLocator())
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     axes.grid(True, which="both", color="0.9", lw=0.6)
