@@ -179,7 +179,7 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("train", ["schedule=liner"], "schedule/liner"),
+        ("train", ["schedule=liner"], "schedule=liner is not one of constant, cosine"),
         ("train", ["trainer.max_step=5"], "max_step"),
         ("train", ["trainer.max_steps=abc"], "trainer.max_steps=abc is not possible"),
         ("train", ["data=cifar10", "data.root=nowhere", "model=tiny"], "data.download=true"),
@@ -187,7 +187,7 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
         ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
         ("sample", [], "checkpoint must be given"),
         ("sample", ["checkpoint=x", "mode=null"], "Config group override must be a string or a list"),
-        ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "metric/beauty"),
+        ("evaluate", ["checkpoint=nothing.ckpt", "metric=[beauty]"], "no beauty in conf/metric/"),
     ],
 )
 def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):

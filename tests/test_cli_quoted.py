@@ -1,7 +1,6 @@
 import pytest
 
-from ddpm.cli import quoted, sentence
-from ddpm.errors import Refused
+from ddpm.cli import quoted
 
 
 @pytest.mark.parametrize(
@@ -22,11 +21,3 @@ def test_a_path_with_signs_of_hydras_grammar_is_quoted(argument, handed_on, tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there,too").touch()
     assert quoted([argument]) == [handed_on]
-
-
-@pytest.mark.parametrize("sign", ["\n", "\x1e", "\u2028", "\x1b[2J", "\r"])
-def test_a_refusal_is_one_line_whatever_it_quotes(sign):
-    told = sentence(Refused(f"there is no checkpoint at a{sign}b; give another."))
-    assert len(told.splitlines()) == 1
-    assert told.isprintable()
-    assert told.startswith("there is no checkpoint at a\\")

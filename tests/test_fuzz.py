@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from ddpm import training
 from ddpm.build import build_callbacks, build_data, build_loggers, build_metrics, build_module, build_sampler
 from ddpm.checkpoint import load, resumable
-from ddpm.cli import EXPECTED, sentence
+from ddpm.cli import EXPECTED
 from ddpm.drawing import TYPES, refuse_label, refuse_useless, studio
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation
 from ddpm.instantiate import make
 from ddpm.opening import data_of, opened, quiet_trainer
 from ddpm.trainer import build_trainer, refuse_batch, refuse_scaling
+from ddpm.wording import sentence
 
 GIGABYTES, SECONDS = 3, 1200
 EACH = 20  # seconds of the processor
@@ -117,7 +118,7 @@ def trained(config, folder):
 def drawn(config, folder):
     """All that sample.py makes of a config, and one image."""
     model = opened(config, TYPES)
-    mode = make(config["mode"], "mode")
+    mode = make(config.get("mode"), "mode")
     refuse_useless(config, mode)
     refuse_label(config["label"], model)
     place = studio(config, model)

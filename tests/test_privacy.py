@@ -15,12 +15,13 @@ from running import run_as
 
 from ddpm import sweep
 from ddpm.checkpoint import load
-from ddpm.cli import plain, sentence, without_place
+from ddpm.cli import plain, without_place
 from ddpm.errors import Refused
 from ddpm.opening import data_of
 from ddpm.privacy import public, without_paths
 from ddpm.runs import label
 from ddpm.training import refuse_change
+from ddpm.wording import sentence
 
 CANARY = "canary-of-the-environment"
 PROGRAM = str(ROOT / "train.py").encode()
@@ -107,7 +108,7 @@ def test_no_environment_variable_enters_a_config(value, here):
 
 def test_errors_leave_the_terminal_alone():
     told = sentence(Refused("names \x1b]0;title\x07 and \x9b2J,\na \u202e b"))
-    assert told == "names \\x1b]0;title\\x07 and \\x9b2J,\na \\u202e b"
+    assert told == "names \\x1b]0;title\\x07 and \\x9b2J,\\na \\u202e b"
 
 
 def read(path):

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from types import FunctionType
 from typing import Any
 
-from pydantic import FiniteFloat, NonNegativeInt
+from pydantic import FiniteFloat, NonNegativeInt, StrictBool
 from torch import Tensor, nn
 
 from ddpm import strangers
@@ -71,6 +71,7 @@ def loaded(content: dict[str, Any], file: Path, weights: str) -> Loaded:
     config, facts = content["ddpm"]["config"], facts_of(content, file)
     for group in MODEL_GROUPS:
         refuse_foreign(config.get(group), group)
+    check_value(config["zero_terminal_snr"], StrictBool, f"zero_terminal_snr in {file}")
     state = own(chosen(content, weights))
     try:
         refuse_misfit(outlined(config, facts), state)

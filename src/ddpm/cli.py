@@ -24,6 +24,7 @@ from ddpm.errors import Diverged, Failed, Refused
 from ddpm.jobs import IN_SWEEP, as_one_run, in_own_process, spoils_others
 from ddpm.privacy import without_paths
 from ddpm.signals import Stopped
+from ddpm.wording import sentence
 
 T = TypeVar("T")
 _FULL_ERROR = "DDPM_FULL_ERROR"  # what the user asked for, as HYDRA_FULL_ERROR is set for Hydra
@@ -144,19 +145,6 @@ def _quoted(argument: str) -> str:
     bare = "=" in value and not re.search(r"""[][{}()'"]""", value)
     is_path = "," in value and os.path.exists(value)  # noqa: PTH110 (no error for long values)
     return f'{key}="{value}"' if bare or is_path else argument
-
-
-def sentence(error: BaseException) -> str:
-    """What an error says: a refusal on one line, whatever it quotes; errors of Hydra keep their list of choices."""
-    text = str(error)
-    lines = [printable(line.strip()) for line in ([text] if isinstance(error, Refused) else text.split("\n"))]
-    told = "\n".join(line for line in lines if line and not line.startswith("Set the environment variable"))
-    return told or type(error).__name__
-
-
-def printable(text: str) -> str:
-    """The text with what a terminal would obey, which a file may have brought along, as escapes."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

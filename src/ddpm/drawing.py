@@ -33,7 +33,7 @@ TYPES = {
 def draw_images(config: Config) -> None:
     """Draw as the config of sample.py says, and tell where everything is."""
     model = opened(config, TYPES)
-    mode: Mode = make(config["mode"], "mode")
+    mode: Mode = make(config.get("mode"), "mode")
     refuse_useless(config, mode)
     if not config["png"] and not config["npz"]:
         raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")

@@ -90,6 +90,14 @@ def annotation(target: Callable[..., Any], key: str) -> Any:
         return Any
 
 
+def check_values(config: Node, kinds: Mapping[str, Any]) -> None:
+    """Refuse keys that were taken away, and values that are not of these kinds."""
+    for key, kind in kinds.items():
+        if key not in config:
+            raise Refused(f"{key} is not there, and has to be; leave out ~{key}.")
+        check_value(config[key], kind, key)
+
+
 def check_value(value: Any, kind: Any, where: str) -> None:
     """Refuse a plain value that is not of the kind an annotation asks for."""
     if isinstance(value, Mapping) and "_target_" in value:

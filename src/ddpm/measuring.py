@@ -28,7 +28,7 @@ PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-
 def measure(config: Config, overrides: Sequence[str]) -> float | None:
     """Measure as the config of evaluate.py says; print a table, keep a row with what was asked, return one score."""
     metrics = build_metrics(config)
-    draws = config["images"] is None and any(isinstance(metric, SampleMetric) for metric in metrics.values())
+    draws = config.get("images") is None and any(isinstance(metric, SampleMetric) for metric in metrics.values())
     model = opened(config, {"optimized_metric": str | None, "results": str | None, "images": str | None}, draws)
     asked = config["optimized_metric"] or next(iter(metrics), None)
     if asked is None or asked not in metrics:

@@ -16,7 +16,7 @@ from ddpm.checkpoint import Loaded, load, refuse_foreign
 from ddpm.data.image_data import ImageData
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import check, check_value, make, target_of, wirable
+from ddpm.instantiate import check, check_value, check_values, make, target_of, wirable
 from ddpm.meeting import is_follower
 from ddpm.metric.cache import fingerprint
 from ddpm.precision import device_of
@@ -25,7 +25,7 @@ from ddpm.sampling import SamplingModule
 from ddpm.sigma import Analytic
 from ddpm.trainer import build_trainer
 
-COMMON_TYPES = {"checkpoint": str, "num_images": int, "batch_size": int, "weights": str, "seed": int}
+COMMON_TYPES = {"checkpoint": str, "num_images": int, "batch_size": int, "weights": str, "seed": int, "data": Any}
 PLACES = ("path", "root")  # where data are
 
 
@@ -52,8 +52,7 @@ class Opened:
 def opened(config: Config, kinds: Mapping[str, Any], draws: bool = True) -> Opened:
     """Open the checkpoint of a config, whose keys outside the groups are of these kinds. Raises Refused for a sigma
     of its own where a sampler `draws` that would not use it; a bound does."""
-    for key, kind in (COMMON_TYPES | dict(kinds)).items():
-        check_value(config.get(key), kind, key)
+    check_values(config, COMMON_TYPES | dict(kinds))
     refuse_gaps(config, ("sampler", "trainer"))
     for key in ("num_images", "batch_size"):
         if config[key] < 1:

@@ -103,7 +103,9 @@ def _check(betas: Tensor) -> None:
         raise Refused(f"a schedule needs a list of at least two betas, not {tuple(betas.shape)}.")
     inside = (betas > 0) & (betas < 1)
     if not (inside[:-1].all() and (inside[-1] or betas[-1] == 1)):
-        raise Refused("every beta must lie strictly between 0 and 1 (the last one may be 1).")
+        raise Refused(
+            "schedule: every beta must lie strictly between 0 and 1 (the last one may be 1); change its numbers."
+        )
 
 
 def _checked(num_steps: int) -> int:

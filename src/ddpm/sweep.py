@@ -27,6 +27,7 @@ from ddpm.errors import Refused
 from ddpm.privacy import without_paths
 from ddpm.runs import state, status
 from ddpm.submitted import lost_jobs_fail
+from ddpm.wording import no_choice
 
 Noted = tuple[Path, dict[str, float]]  # the file of the results, and the scores
 
@@ -115,7 +116,7 @@ def refuse_mistyped(overrides: Sequence[str]) -> None:
         asked = [text.strip("[]").split(",") for text in override.sweep_string_iterator()] if choices else []
         unknown = sorted({name for names in asked for name in names} - {*choices, "null", ""})
         if unknown:  # Hydra lets no mere Exception of a callback through
-            sys.exit(f"error: {override.key_or_group}={unknown[0]} is not one of {', '.join(choices)}.")
+            sys.exit(f"error: {no_choice(override.key_or_group, unknown[0], choices)}")
 
 
 def finish() -> None:

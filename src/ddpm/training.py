@@ -28,7 +28,7 @@ from ddpm.callbacks.stop import StopWhenAsked
 from ddpm.checkpoint import MODEL_GROUPS, resumable
 from ddpm.checkpoint_io import FULL, AtomicCheckpointIO, remove
 from ddpm.errors import Failed, Refused
-from ddpm.instantiate import check_value, shortened, target_of
+from ddpm.instantiate import check_values, shortened, target_of
 from ddpm.loggers import is_id, keep_id, kept_id
 from ddpm.meeting import meet
 from ddpm.noise import Stream, scalar
@@ -49,14 +49,12 @@ ROOT_TYPES = {
 
 def check_place(config: Config) -> None:
     """The keys that say where a run is must have possible values before there is a place to note others."""
-    for key, kind in PLACE_TYPES.items():
-        check_value(config.get(key), kind, key)
+    check_values(config, PLACE_TYPES)
 
 
 def settings(config: Config) -> Config:
     """The config, if the keys that belong to no group have possible values."""
-    for key, kind in ROOT_TYPES.items():
-        check_value(config.get(key), kind, key)
+    check_values(config, ROOT_TYPES)
     refuse_gaps(config)
     return config
 

@@ -22,9 +22,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm.cli import EXPECTED, sentence
+from ddpm.cli import EXPECTED
 from ddpm.tables import grid, rows, running, writing
 from ddpm.tables.published import GRIDS, TABLES
+from ddpm.wording import sentence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
