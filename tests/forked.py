@@ -32,7 +32,8 @@ class Moment:
     """When a process kills itself: before the n-th call of a function, or after it has returned.
 
     Of the writing of a file: when it would grow beyond so many bytes. With `room` it goes on to live, on a disk that
-    has no room for a file of more bytes.
+    has no room for a file of more bytes. Another signal than SIGKILL is for the processes that
+    it has started too, as a cluster sends it.
     """
 
     function: str = ""  # its full name, where it is looked up
@@ -40,6 +41,7 @@ class Moment:
     after: bool = False
     size: int = 0
     room: int = 0
+    number: int = signal.SIGKILL
 
     def arm(self) -> None:
         if self.size:
@@ -71,7 +73,7 @@ class Moment:
         if self.room:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.room, self.room))
         else:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid() if self.number == signal.SIGKILL else 0, self.number)  # 0: those that read images too
 
 
 @dataclass(frozen=True)

@@ -342,6 +342,52 @@ WHOLE: dict[str, Change] = {  # what else may be wrong with a file of ours
 }
 
 
+def parts() -> list[Content]:
+    """The two parts of a checkpoint that is spread over ranks."""
+    names = [name for name, value in whole()["state_dict"].items() if value.ndim and len(value) % 2 == 0]
+    found = []
+    for rank in range(2):
+        part = whole()
+        part["state_dict"] |= {name: part["state_dict"][name].chunk(2)[rank].clone() for name in names}
+        found.append(part | {"sharded": {"rank": rank, "ranks": 2, "names": [*names]}})
+    return found
+
+
+PARTS: dict[str, Callable[[Content, Content], object]] = {  # what may be wrong with them
+    "a million names": lambda a, b: [
+        part["sharded"].update(names=part["sharded"]["names"][:1] * 10**6) for part in (a, b)
+    ],
+    "a name twice": lambda a, b: [part["sharded"]["names"].append(part["sharded"]["names"][0]) for part in (a, b)],
+    "a name of nothing": lambda a, b: [part["sharded"]["names"].append("x") for part in (a, b)],
+    "a name that is a list": lambda a, b: [part["sharded"]["names"].append(["x"]) for part in (a, b)],
+    "a name that is a number": lambda a, b: [part["sharded"]["names"].append(5) for part in (a, b)],
+    "names in a word": lambda a, b: [part["sharded"].update(names="x") for part in (a, b)],
+    "names of no tensor": lambda a, b: [part["state_dict"].update({part["sharded"]["names"][0]: 5}) for part in (a, b)],
+    "a billion ranks": lambda a, b: [part["sharded"].update(ranks=10**9) for part in (a, b)],
+    "one rank": lambda a, b: a["sharded"].update(ranks=1),
+    "no ranks": lambda a, b: a["sharded"].update(ranks=0),
+    "ranks below 0": lambda a, b: a["sharded"].update(ranks=-(10**400)),
+    "ranks in words": lambda a, b: a["sharded"].update(ranks="2"),
+    "half a rank": lambda a, b: a["sharded"].update(ranks=2.0),
+    "ranks of nan": lambda a, b: a["sharded"].update(ranks=NAN),
+    "three ranks": lambda a, b: [part["sharded"].update(ranks=3) for part in (a, b)],
+    "another count of ranks": lambda a, b: b["sharded"].update(ranks=3),
+    "other names": lambda a, b: b["sharded"]["names"].pop(),
+    "the same part twice": lambda a, b: b.update(deepcopy(a)),
+    "parts in another order": lambda a, b: [
+        part["sharded"].update(rank=1 - part["sharded"]["rank"]) for part in (a, b)
+    ],
+    "another step": lambda a, b: b.update(global_step=8),
+    "a step in a list": lambda a, b: b.update(global_step=[7]),
+    "other rows": lambda a, b: b["state_dict"].update({b["sharded"]["names"][0]: torch.zeros(3)}),
+    "no weights": lambda a, b: b.pop("state_dict"),
+    "weights that are none": lambda a, b: [part.update(state_dict=5) for part in (a, b)],
+    "nothing told": lambda a, b: b.pop("sharded"),
+    "a list told": lambda a, b: a.update(sharded=[1]),
+    "an object": lambda a, b: b["sharded"].update(names=touching()),
+}
+
+
 def bomb(side: int) -> bytes:
     """A PNG of a few kilobytes that claims side x side pixels."""
 

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from signal import SIGUSR1
 from time import sleep
 from typing import Any
 
 import torch
 from forked import Job, Moment, start, wait_for
+
+from ddpm.runs import status
 
 SHORT = [  # a run of a second or two, in which much happens
     "model=tiny",
@@ -60,15 +63,45 @@ def killed_at(cwd: Path, moment: Moment, *arguments: str, ranks: int = 1) -> Non
     assert end in (-9, -25), job.told.read_text()  # SIGKILL, or SIGXFSZ where a file was cut off
 
 
-def killed_in(cwd: Path, arguments: Sequence[str], random: Random, lines: range, ranks: int = 1) -> bool:
+WITHIN = {  # what may follow a step: the moment of a signal there, and the step before, which no checkpoint was due at
+    "a validation": (Moment("ddpm.module.DiffusionModule.validation_step", 4, number=SIGUSR1), 7),
+    "a measurement": (Moment("ddpm.evaluation.Evaluation.see_samples", 3, number=SIGUSR1), 14),
+    "the last picture": (Moment("ddpm.callbacks.samples.SampleGrid.draw", number=SIGUSR1), 15),
+    "the last measurement": (Moment("ddpm.evaluation.Evaluation.see_samples", number=SIGUSR1), 15),
+}
+
+
+def stopped_at(cwd: Path, moment: Moment, *arguments: str, ranks: int = 1, **environment: str) -> str:
+    """Start, or go on with, a run whose rank 0 is sent SIGUSR1 at a moment, and which ends by that. What it says."""
+    job = start(cwd, *SHORT, *arguments, "name=killed", "resume=auto", ranks=ranks, moment=moment, **environment)
+    assert job.wait() == [128 + SIGUSR1, *[0] * (ranks - 1)], job.told.read_text()
+    told = job.told.read_text()
+    assert "Traceback" not in told, told
+    return told
+
+
+def killed(cwd: Path, arguments: Sequence[str], seed: object, kills: int, lines: int, ranks: int = 1) -> None:
+    """Start a run and go on with it, until it was killed so often, at random moments of the first so many lines of its
+    log. Fails where it ends too often before it can be killed."""
+    random, done, tries = Random(str(seed)), 0, 0
+    while done < kills:
+        assert tries < 4 * kills, "it ends before it can be killed"
+        soon = range(done * lines // (kills + 1), (done + 1) * lines // (kills + 1))
+        step = killed_in(cwd, arguments, random, soon, ranks)
+        done, tries = done + (step is not None), tries + 1
+        print(f"{seed}, try {tries}: " + ("too early or too late" if step is None else f"killed after step {step}"))
+
+
+def killed_in(cwd: Path, arguments: Sequence[str], random: Random, lines: range, ranks: int) -> int | None:
     """Start, or go on with, a run; kill it a random while after its log has a random number of lines.
 
-    Half of the times a process that reads images outlives it, as it does where one process is killed by hand.
-    False if the run was quicker.
+    Half of the times a process that reads images outlives it, as it does where one process is killed by hand. The last
+    step that it logged; None unless this start has logged one, and the run is not finished.
     """
+    begun = set(lines_of(cwd))
     job = start(cwd, *SHORT, *arguments, "name=killed", "resume=auto", ranks=ranks)
     chosen = random.choice(lines)
-    wait_for(lambda: logged(cwd) >= chosen, job)
+    wait_for(lambda: logged(cwd) >= chosen and not begun.issuperset(lines_of(cwd)), job)
     sleep(random.uniform(0, 0.2))
     alone = random.random() < 0.5
     for rank in job.ranks if alone else ():
@@ -77,7 +110,9 @@ def killed_in(cwd: Path, arguments: Sequence[str], random: Random, lines: range,
         job.kill()
     ends = {rank.join(60) or rank.exitcode for rank in job.ranks}
     assert ends <= {0, -9}, job.told.read_text()
-    return ends == {-9}
+    new = [line for line in lines_of(cwd) if line not in begun]
+    is_finished = [status(path.parent)["state"] for path in cwd.glob("runs/killed/*/status.json")] == ["finished"]
+    return int(new[-1].split(",")[0]) if ends == {-9} and new and not is_finished else None
 
 
 def finished(cwd: Path, *arguments: str, ranks: int = 1, **environment: str) -> Path:
@@ -88,7 +123,13 @@ def finished(cwd: Path, *arguments: str, ranks: int = 1, **environment: str) -> 
 
 def logged(cwd: Path) -> int:
     """How many lines the log of the one run under `runs/killed` has."""
-    return sum(path.read_bytes().count(b"\n") for path in cwd.glob("runs/killed/*/metrics.csv"))
+    return len(lines_of(cwd))
+
+
+def lines_of(cwd: Path) -> list[str]:
+    """Its whole lines below the header, no two of which are the same: they tell the time."""
+    lines = [line for path in cwd.glob("runs/killed/*/metrics.csv") for line in path.read_text().splitlines(True)]
+    return [line for line in lines[1:] if line.endswith("\n")]
 
 
 def content(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:

@@ -50,3 +50,9 @@ def digits(train: int = 1500, test: int = 297, classes: Sequence[int] = tuple(ra
     chosen = {"train": order[:train], "test": order[train : train + test]}
     facts = Facts("digits", (1, 8, 8), 17, tuple(str(digit) for digit in range(10)), "a permutation")
     return Few(facts, {name: TensorSet(levels[index], label[index].long()) for name, index in chosen.items()})
+
+
+def classes_apart(count: int) -> Few:
+    """Zeros to train on, and as many ones to test."""
+    zeros, ones = digits(train=count, classes=[0]), digits(train=count, classes=[1])
+    return Few(zeros.facts, {"train": zeros.load("train"), "test": ones.load("train")})

@@ -95,20 +95,35 @@ def tensors(content: Any) -> Counter[tuple[int, ...]]:
     return sum(map(tensors, parts), Counter())
 
 
+OF_A_CLASSIFIER = [f"{kind}_classifier" for kind in ("fid", "inception_score", "kid", "precision_recall")]
+ALL_KINDS = [  # of metrics, and a sampler of its own
+    f"metric=[fid_random,share_nearer_pixels,bits_per_dim,{','.join(OF_A_CLASSIFIER)}]",
+    *(f"metric.{name}.features.images_seen=256" for name in OF_A_CLASSIFIER),
+    "metric.bits_per_dim.num_images=4",
+    "metric.bits_per_dim.num_times=2",
+    "sampler@evaluation_sampler=ddim",
+    "evaluation_sampler.num_steps=3",
+    "callbacks.evaluation.every_n_steps=2",
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_with_and_without_it_the_run_is_the_same_and_no_checkpoint_holds_an_extractor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    without = run(tmp_path / "without", "metric=[]", "optimized_metric=null", "~callbacks.evaluation")
-    metrics = ["metric=[fid_random,share_nearer_pixels]", "callbacks.evaluation.every_n_steps=2"]
-    scored = run(tmp_path / "with", *metrics)
+    precise = f"trainer.precision={precision}"
+    without = run(tmp_path / "without", "metric=[]", "optimized_metric=null", "~callbacks.evaluation", precise)
+    scored = run(tmp_path / "with", *ALL_KINDS, precise)
     for key in ("state_dict", "current_model_state", "optimizer_states", "averaging_state"):
         assert same(weights(without)[key], weights(scored)[key]), key
     for name in ("last", "best"):
         kept = torch.load(scored / f"checkpoints/{name}.ckpt", weights_only=True)
         assert tensors(kept) == tensors(weights(without))
         assert kept["callbacks"]["Evaluate"].keys() == {"best", "best_of", "scores"}
-    assert {"fid_random", "share_nearer_pixels"} < weights(scored)["callbacks"]["Evaluate"]["scores"].keys()
+    told = read(scored / "metrics.csv")
+    for name in ("fid_random", "share_nearer_pixels", "bits_per_dim", *OF_A_CLASSIFIER):
+        assert sorted(told[f"score/{name}/ddim_3"]) == [2, 4, 6], name
 
 
 @pytest.mark.parametrize(

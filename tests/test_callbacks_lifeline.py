@@ -1,12 +1,15 @@
 """The end that a lost rank brings to the others comes whatever stands in its way."""
 
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from ddpm.callbacks.lifeline import Lifeline
+from ddpm.callbacks import lifeline
+from ddpm.callbacks.lifeline import Lifeline, introduced
 
 
 def ending(folder: Path, closed: bool = False) -> int:
@@ -34,3 +37,14 @@ def test_a_folder_that_can_not_be_written_does_not_keep_a_run_alive(place, tmp_p
 
 def test_nor_does_an_output_that_is_gone(tmp_path):
     assert ending(tmp_path, closed=True) == 1
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1"])
+def test_a_stranger_who_connects_is_not_waited_for(said, monkeypatch):
+    monkeypatch.setattr(lifeline, "_GREETING", 0.1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(said)
+        since = time.monotonic()
+        assert introduced(ours, 20) in (b"", said)
+        assert time.monotonic() - since < lifeline._PATIENCE

@@ -120,11 +120,11 @@ def test_a_job_of_a_sweep_goes_by_a_command_line_of_its_own(job):
 def test_jobs_that_would_take_others_along_are_known(job, monkeypatch):
     for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
-    one, two = composed("trainer=cpu"), composed("trainer=ddp_cpu")
+    one, two, gap = composed("trainer=cpu"), composed("trainer=ddp_cpu"), {}
     assert [has_ranks({"devices": n}) for n in (1, "1", [3], 2, "auto", -1, [0, 1])] == [False] * 3 + [True] * 4
     for launcher, expected in (("basic", (False, True)), ("joblib", (True, True)), ("submitit_slurm", (False, False))):
         job(f"hydra/launcher={launcher}")
-        assert (spoils_others(one), spoils_others(two)) == expected
+        assert (spoils_others(one), spoils_others(two), spoils_others(gap)) == (*expected, expected[0])
     job("hydra/launcher=joblib")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert not spoils_others(two)

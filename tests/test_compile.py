@@ -3,9 +3,12 @@ import sys
 
 import pytest
 import torch
+from compose import composed
 from torch._inductor.cudagraph_trees import MarkStepBox
 from yamls import names, node
 
+from ddpm.build import build_diffusion, compile_network
+from ddpm.data.facts import Facts
 from ddpm.errors import Refused
 from ddpm.instantiate import make
 from ddpm.model import UNet
@@ -28,10 +31,11 @@ def test_a_compiled_network_keeps_the_names_of_its_weights(name):
 
 
 @pytest.mark.parametrize("name", names("compile"))
-def test_without_a_compiler_it_is_refused(name, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_without_a_compiler_it_is_refused(name):
+    config = composed(f"compile={name}", "model=tiny", "trainer=cpu")
+    diffusion = build_diffusion(config, Facts("noise", (1, 8, 8), 17, (), ""))
     with torch._inductor.config.patch("cpp.cxx", ("no_such_compiler",)), pytest.raises(Refused, match=r"install g\+\+"):
-        make(node("compile", name), "compile", network=tiny())
+        compile_network(config, diffusion)
 
 
 def test_a_step_begins_once_a_forward_pass_where_blocks_are_compiled():

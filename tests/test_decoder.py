@@ -183,7 +183,7 @@ def test_a_checkpoint_keeps_its_decoder_and_an_older_one_has_the_exact_one(check
 def test_evaluation_may_swap_the_decoder_and_says_which_it_used(checkpoint, asked, kept, used):
     override = [f"decoder={asked}"] if asked else []
     config = composed(f"checkpoint={checkpoint / kept}.ckpt", "sigma=beta", *override, verb="evaluate")
-    model = opened(config, {})
+    model = opened(config)
     diffusion = model.module(0).diffusion
     assert type(diffusion.decoder) is type(make(node("decoder", used), "decoder"))
     assert not diffusion.training

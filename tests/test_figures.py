@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
+import papers
 import pytest
 import torch
 from compose import composed
-from yamls import names, schedule
+from yamls import names, node, schedule
 
 from ddpm import figures
 from ddpm.build import build_module
@@ -21,6 +23,19 @@ V = 0.25
 @pytest.fixture(scope="module")
 def linear():
     return figures.schedules()["linear"]
+
+
+def test_the_curves_of_the_schedules_are_the_papers():
+    panels = [axes.lines for axes in figures.of_schedules().axes]
+    drawn = [line.get_label() for line in panels[0]]
+    assert sorted(drawn) == names("schedule")
+    for name, lines in zip(drawn, zip(*panels, strict=True), strict=True):
+        betas = np.array(node("schedule", name)["betas"]) if name == "custom" else papers.betas(name, 1000)
+        table, u = papers.tables(betas), np.arange(1, len(betas) + 1) / len(betas)
+        ratio = (table["beta_tilde"] / table["beta"])[1:]
+        for line, x, y in zip(lines, (u, u, u[1:]), (table["alpha_bar"], table["snr"], ratio), strict=True):
+            np.testing.assert_allclose(line.get_xdata(), x, rtol=1e-6)
+            np.testing.assert_allclose(np.ravel(line.get_ydata()), y, rtol=1e-10)
 
 
 def around(s):

@@ -20,10 +20,11 @@ from ddpm import training
 from ddpm.build import build_callbacks, build_data, build_loggers, build_metrics, build_module, build_sampler
 from ddpm.checkpoint import load, resumable
 from ddpm.cli import EXPECTED
-from ddpm.drawing import TYPES, refuse_label, refuse_useless, studio
+from ddpm.drawing import checked, refuse_label, studio
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation
-from ddpm.instantiate import make
+from ddpm.instantiate import check_values
+from ddpm.measuring import TYPES
 from ddpm.opening import data_of, opened, quiet_trainer
 from ddpm.trainer import build_trainer, refuse_batch, refuse_scaling
 from ddpm.wording import sentence
@@ -117,9 +118,8 @@ def trained(config, folder):
 
 def drawn(config, folder):
     """All that sample.py makes of a config, and one image."""
-    model = opened(config, TYPES)
-    mode = make(config.get("mode"), "mode")
-    refuse_useless(config, mode)
+    checked(config)
+    model = opened(config)
     refuse_label(config["label"], model)
     place = studio(config, model)
     place.trainer([])
@@ -130,7 +130,8 @@ def drawn(config, folder):
 def measured(config, folder):
     """All that evaluate.py makes of a config before it draws and measures."""
     metrics = build_metrics(config)
-    model = opened(config, {"optimized_metric": str | None, "results": str | None, "images": str | None})
+    check_values(config, TYPES)
+    model = opened(config)
     data = data_of(model.loaded, config["data"])
     Evaluation(metrics, data, config["num_images"], config["batch_size"])
     quiet_trainer(config, [])

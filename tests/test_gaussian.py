@@ -46,5 +46,5 @@ def test_where_takes_rows_of_either_with_gradients_of_the_taken_alone():
     assert log_var.grad[0] == 0
 
 
-def test_wide_is_float64_where_there_is_one():
+def test_wide_is_float64():
     assert wide(torch.ones(1)).dtype == wide(torch.ones(1).bfloat16()).dtype == torch.float64

@@ -9,7 +9,7 @@ from pathlib import Path
 import hostile
 import pytest
 import torch
-from hostile import BELOW, BETAS, CANARY, FACTS, PICKLES, SECRET, TARGETS, VALUES, WEIGHTS, WHOLE
+from hostile import BELOW, BETAS, CANARY, FACTS, PARTS, PICKLES, SECRET, TARGETS, VALUES, WEIGHTS, WHOLE
 from PIL import Image
 from safetensors.torch import save
 from yamls import node
@@ -129,6 +129,33 @@ def test_weights_that_are_no_numbers_are_refused(name):
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_file_that_lacks_something_is_refused(name, folder):
     refused(opened, folder, hostile.changed(WHOLE[name]))
+
+
+def spread(folder, parts):
+    """The folder of a checkpoint of so many ranks."""
+    for rank, part in enumerate(parts):
+        written(folder / "x.ckpt", hostile.zipped(part), f"rank_{rank:05d}.ckpt")
+    return folder / "x.ckpt"
+
+
+def test_the_parts_that_the_others_are_made_of_open(folder):
+    weights = load(spread(folder, hostile.parts())).diffusion.state_dict()
+    for name, value in hostile.whole()["state_dict"].items():
+        assert torch.equal(weights[name.removeprefix("diffusion.")], value), name
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_do_not_belong_together_are_refused(name, folder):
+    parts = hostile.parts()
+    PARTS[name](*parts)
+    assert "damaged or no checkpoint" in refused(load, spread(folder, parts))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_missing_part_is_told(rank, folder):
+    whole = spread(folder, hostile.parts())
+    (whole / f"rank_{rank:05d}.ckpt").unlink()
+    assert ("it has 1 of 2 parts" if rank else "there is no checkpoint") in refused(load, whole)
 
 
 DATA = {  # a stranger's wish, and what is said of it

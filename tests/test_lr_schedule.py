@@ -1,7 +1,9 @@
 import pytest
 from compose import composed
+from running import UNSCORED, run
 from yamls import names, node
 
+from ddpm.checkpoint import resumable
 from ddpm.errors import Refused
 from ddpm.instantiate import make
 
@@ -48,3 +50,16 @@ def test_a_cosine_rises_in_half_of_the_training_at_most_and_ends_at_zero(max_ste
 def test_a_cosine_without_an_end_is_refused(max_steps):
     with pytest.raises(Refused, match=r"trainer\.max_steps is .*lr_schedule=warmup"):
         make(node("lr_schedule", "warmup_cosine"), "lr_schedule", max_steps=max_steps)
+
+
+def test_a_resumed_run_has_the_learning_rate_that_it_asks_for(tmp_path):
+    asked = [*UNSCORED, "trainer.max_steps=2"]
+    folder = run(tmp_path / "run", *asked, "lr_schedule=warmup_cosine")
+    changed = ["optimizer.lr=1e-5", "optimizer.eps=1e-6", "lr_schedule=warmup", "trainer.max_steps=3"]
+    run(folder, *UNSCORED, *changed)
+    (state,) = resumable(folder / "checkpoints/last.ckpt")["optimizer_states"]
+    (group,) = state["param_groups"]
+    assert (group["lr"], group["initial_lr"], group["eps"]) == (1e-5, 1e-5, 1e-6)
+    assert state["state"][0]["step"] == 3
+    with pytest.raises(Refused, match=r"begun with another optimizer\._target_"):
+        run(folder, *UNSCORED, "optimizer=adamw", "trainer.max_steps=4")

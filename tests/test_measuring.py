@@ -1,6 +1,9 @@
 """What evaluate.py keeps of a measurement: one row a protocol, and no row for what can not be."""
 
+import csv
+
 import pytest
+from processes import verb
 from running import measured
 
 from ddpm.errors import Refused
@@ -30,8 +33,34 @@ def test_a_bound_may_have_a_sigma_beside_a_sampler_that_has_its_own(brief_run, t
         measured(brief_run, tmp_path / "r.jsonl", "sampler=ddim", "sigma=beta")
 
 
+@pytest.mark.slow
+def test_a_sweep_over_sigma_and_num_steps_has_a_row_and_a_score_for_each_pair(brief_run, tmp_path):
+    results = tmp_path / "results.jsonl"
+    crossed = ["sigma=beta,beta_tilde", "sampler.num_steps=4,5"]
+    asked = [f"checkpoint={brief_run}", f"results={results}", "num_images=8", "metric=[fid_random]", "trainer=cpu"]
+    verb("evaluate", tmp_path, "-m", *crossed, *asked)
+    rows = {
+        (row["protocol"]["sigma"]["_target_"], row["protocol"]["sampler"]["num_steps"]): row["scores"]["fid_random"]
+        for row in rows_of(results)
+    }
+    assert rows.keys() == {(f"ddpm.sigma.{sigma}", n) for sigma in ("Beta", "BetaTilde") for n in (4, 5)}
+    assert len(set(rows.values())) == 4
+    with (tmp_path / "evaluations.csv").open(newline="") as file:
+        told = {
+            (f"ddpm.sigma.{sigma}", int(row["sampler.num_steps"])): float(row["fid_random"])
+            for row in csv.DictReader(file)
+            for sigma in ["Beta" if row["sigma"] == "beta" else "BetaTilde"]
+        }
+    assert told == pytest.approx(rows, rel=1e-4)
+
+
 def test_the_commit_is_that_of_the_source_and_a_machine_without_git_has_none(monkeypatch, tmp_path):
     known = commit()
     assert known is None or len(known) == 40  # an archive of the source has none
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit() is None
+
+
+def test_what_is_not_trained_is_not_spread(tmp_path):
+    with pytest.raises(Refused, match="take trainer=ddp"):
+        measured(tmp_path, tmp_path / "results.jsonl", "trainer=fsdp")

@@ -19,7 +19,7 @@ from ddpm.data.image_data import TensorSet
 from ddpm.errors import Refused
 from ddpm.images import write_png
 from ddpm.metric import FID, Nearest, Pixels, Scores
-from ddpm.metric.neighbours import nearest
+from ddpm.metric.neighbours import Neighbours, nearest, none, together
 from ddpm.nearest import Layout, write
 
 
@@ -91,6 +91,13 @@ def test_far_from_0_the_neighbours_are_right_too() -> None:
     distance, rows = nearest(copies, among.numpy(), 2)
     assert (distance[:, 0].tolist(), rows[:, 0].tolist()) == ([0, 0, 0], [3, 77, 499])
     assert (distance[:, 1] > 0.1).all()
+
+
+def test_a_rank_that_has_drawn_nothing_adds_nothing() -> None:
+    empty, number = none((1, 8, 8), 3), torch.tensor([0, 5])
+    mine = Neighbours(number, torch.full((2, 1, 8, 8), 7, dtype=torch.uint8), torch.ones(2, 3), torch.ones(2, 3).long())
+    assert all(not column.any() for column in together(empty, number))
+    assert all(torch.equal(*pair) for pair in zip(together(mine, number), mine, strict=True))
 
 
 def test_without_held_out_images_it_is_refused_and_a_folder_of_some_will_do(data: Few, tmp_path: Path) -> None:

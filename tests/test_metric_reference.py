@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from metric_data import digits
+from metric_data import Few, digits
 from test_metric import kid, random_features, seen
+from test_metric_dinov2 import Shallow, weights
 
+from ddpm.data.image_data import TensorSet
 from ddpm.errors import Refused
 from ddpm.images import write_png
-from ddpm.metric import FID
+from ddpm.metric import FID, FrechetDistance
 from ddpm.metric.real import real
 
 
@@ -60,6 +62,59 @@ def test_a_changed_file_of_a_folder_is_another_reference_also_where_nobody_looks
     assert after.probe == before.probe
     assert after.identity != before.identity
     assert after.identity == real(data, str(tmp_path)).identity
+
+
+def mean(metric: FrechetDistance, data: Few) -> float:
+    """The first number of its reference's mean."""
+    metric.prepare(data)
+    assert metric.statistics is not None
+    return float(metric.statistics.mu[0])
+
+
+def plant(cache: Path, width: int) -> None:
+    """Other statistics, of mean 7, in the one file of a cache."""
+    [path] = cache.glob("*.npz")
+    np.savez(path, mu=np.full(width, 7.0), sigma=np.eye(width), n=60)
+
+
+def resized(data: Few, change: Callable[[torch.Tensor], torch.Tensor]) -> Few:
+    """The data with other images, of all that is in a batch of them."""
+    splits = {name: TensorSet(change(images.levels), images.labels) for name, images in data.splits.items()}
+    return replace(data, facts=replace(data.facts, shape=tuple(splits["train"].levels.shape[1:])), splits=splits)
+
+
+def test_a_reference_is_that_of_the_images_at_their_resolution(tmp_path: Path) -> None:
+    """Also where all bytes are the same in other rows, and where a folder is shrunk to the data's size."""
+    data, cache = digits(train=60, test=30), tmp_path / "of_split"
+    assert mean(fid(cache, "train"), data) != 7
+    plant(cache, 16)
+    assert mean(fid(cache, "train"), data) == 7
+    assert mean(fid(cache, "train"), resized(data, lambda levels: levels.reshape(-1, 1, 4, 16))) != 7
+    halved = resized(data, lambda levels: levels[..., ::2, ::2])
+    assert mean(fid(cache, "train"), halved) != 7
+    for i, image in enumerate(data.pixels("train")):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        write_png(image, tmp_path / "photos" / f"{i:02d}.png")
+    cache = tmp_path / "of_folder"
+    assert mean(fid(cache, str(tmp_path / "photos")), data) != 7
+    plant(cache, 16)
+    assert mean(fid(cache, str(tmp_path / "photos")), data) == 7
+    assert mean(fid(cache, str(tmp_path / "photos")), halved) != 7
+
+
+def test_a_reference_is_that_of_the_weights_whatever_their_file_is_called(tmp_path: Path) -> None:
+    data, state, cache = digits(train=4, test=2), weights(depth=1, width=64), tmp_path / "cache"
+
+    def mean_by(name: str) -> float:
+        torch.save(state, tmp_path / name)
+        features = Shallow(weights=str(tmp_path / name))
+        return mean(FrechetDistance(features=features, reference="train", cache=str(cache)), data)
+
+    assert mean_by("one.pth") != 7
+    plant(cache, 64)
+    assert mean_by("copy.pth") == 7
+    state["blocks.0.mlp.fc1.weight"][5, 7] += 1e-3
+    assert mean_by("one.pth") != 7
 
 
 def test_images_of_a_folder_come_at_the_datas_size(tmp_path: Path) -> None:

@@ -442,7 +442,7 @@ def test_figures_are_made_in_the_trainers_precision(trained, tmp_path):
     from ddpm.drawing import studio
     from ddpm.opening import opened
 
-    place = studio(config, opened(config, {}))
+    place = studio(config, opened(config))
     with place.scene(quiet_trainer(config, [])) as within:
         assert torch.is_inference_mode_enabled()
         assert torch.is_autocast_enabled("cpu")

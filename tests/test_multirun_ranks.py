@@ -128,6 +128,18 @@ def test_a_killed_job_stops_no_other_and_the_same_sweep_goes_on_with_it(tmp_path
 
 
 @pytest.mark.slow
+def test_a_job_that_is_refused_beside_others_is_a_row_with_its_reason(tmp_path):
+    sweep = ["-m", "sigma=beta,learned", "hydra/launcher=joblib", *LAUNCHERS["joblib"], "name=sweep"]
+    process = start("train", tmp_path, *sweep)
+    told, _ = process.communicate(timeout=400)
+    assert process.returncode == 1
+    rows = {row["sigma"]: row for row in table(tmp_path / "runs/sweep")}
+    assert {sigma: row["state"] for sigma, row in rows.items()} == {"beta": "finished", "learned": "refused"}, told
+    assert "choose objective=hybrid or vlb" in rows["learned"]["reason"]
+    assert "Traceback" not in told
+
+
+@pytest.mark.slow
 def test_slurm_runs_a_sweep_whose_tasks_are_ranks(tmp_path):
     path = slurm_stand_in.install(tmp_path / "bin")
     sweep = ["-m", "seed=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", *TWO, "name=sweep"]

@@ -1,5 +1,6 @@
 """What a run leaves behind tells neither the environment nor, in the files that are handed on, where it ran."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -10,6 +11,7 @@ import pytest
 import torch
 from compose import composed
 from omegaconf import OmegaConf
+from omegaconf.errors import InterpolationKeyError
 from processes import ROOT, SMALL, typed, verb
 from running import run_as
 
@@ -19,7 +21,7 @@ from ddpm.cli import plain, without_place
 from ddpm.errors import Refused
 from ddpm.opening import data_of
 from ddpm.privacy import public, without_paths
-from ddpm.runs import label
+from ddpm.runs import label, note, status
 from ddpm.training import refuse_change
 from ddpm.wording import sentence
 
@@ -98,12 +100,24 @@ def test_a_run_is_named_and_listed_without_absolute_paths(here, capsys):
 
 @pytest.mark.parametrize(
     "value",
-    ["${oc.env:DDPM_TEST_SECRET}", "a ${oc.decode:${oc.env:DDPM_TEST_SECRET}}", [1, "${oc.env:HOME}"]],
+    [
+        "${oc.env:DDPM_TEST_SECRET}",
+        "a ${oc.decode:${oc.env:DDPM_TEST_SECRET}}",
+        [1, "${oc.env:HOME}"],
+        "${oc.${name}:HOME}",
+        "${oc.${name}:DDPM_TEST_SECRET,default}",
+        "${oc.env:DDPM_TEST_NO_SUCH,default}",
+        "${${whole}:DDPM_TEST_SECRET}",
+    ],
 )
 def test_no_environment_variable_enters_a_config(value, here):
-    with pytest.raises(Refused, match=r"data.x reads an environment variable") as caught:
-        plain(OmegaConf.create({"seed": 0, "data": {"x": value, "y": "${seed}"}}))
+    names = {"name": "env", "whole": "oc.env"}
+    with pytest.raises(Refused, match=r"data.x(\[1\])? reads an environment variable") as caught:
+        plain(OmegaConf.create(names | {"seed": 0, "data": {"x": value, "y": "${seed}"}}))
     assert CANARY not in str(caught.value)
+    assert OmegaConf.create({"x": "${oc.env:DDPM_TEST_SECRET}"}).x == CANARY  # elsewhere it is what it was
+    with pytest.raises(InterpolationKeyError, match="no_such"):
+        plain(OmegaConf.create({"x": "${no_such}"}))
 
 
 def test_errors_leave_the_terminal_alone():
@@ -150,6 +164,49 @@ def test_a_run_and_its_checkpoints_tell_neither_the_environment_nor_the_machine(
     with pytest.raises(Refused, match=r"add \+data.root=FOLDER"):
         data_of(moved, {})
     assert data_of(moved, {"root": "x"}).root == "x"
+
+
+def test_a_reason_is_noted_without_absolute_paths(here):
+    note(here, state="failed", reason=f"{here.parent}/elsewhere/a.png can not be read, nor {here}/b")
+    assert str(here.parent) not in (here / "status.json").read_text()
+    assert status(here)["reason"].startswith("a.png-")
+    assert status(here)["reason"].endswith(" can not be read, nor b")
+    note(here, state="running", reason=None)
+    assert status(here) == {"state": "running", "reason": None}
+
+
+@pytest.mark.slow
+def test_what_the_verbs_write_tells_no_absolute_path(tmp_path):
+    cwd, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    cwd.mkdir()
+    random = ["metric=[fid_random,bits_per_dim]", f"metric.fid_random.cache={elsewhere}/cache"]
+    trained = [
+        *SMALL,
+        *random,
+        "optimized_metric=fid_random",
+        "schedule.num_steps=10",
+        "metric.bits_per_dim.num_images=4",
+    ]
+    verb("train", cwd, *trained, "logger=[csv]", f"data.root={elsewhere}", f"runs={cwd}/runs")
+    images = ["logger=[]", "data=image_folder", f"data.root={elsewhere}/images", "data.image_size=8", "name=refused"]
+    verb("train", cwd, *SMALL, *images, f"runs={cwd}/runs", ok=False)
+    (folder,) = (path for path in (cwd / "runs/ddpm").iterdir() if path.is_dir())
+    asked = [f"checkpoint={folder}", "num_images=4", "batch_size=2", "sampler.num_steps=2", "trainer=cpu"]
+    verb("sample", cwd, *asked, "npz=true", f"out={elsewhere}/out")
+    (elsewhere / "results").mkdir()
+    few = ["metric.bits_per_dim.num_images=4", f"results={elsewhere}/results/results.jsonl"]
+    verb("evaluate", cwd, *asked, *random, *few)
+    roots = (cwd / "runs", elsewhere / "out", elsewhere / "results")
+    files = [path for root in roots for path in root.rglob("*") if path.is_file()]
+    expected = {"last.ckpt", "best.ckpt", "metrics.csv", "loss.png", "hparams.yaml", "config.yaml", "status.json"}
+    expected |= {"000003.png", "grid.png", "samples.npz", "drawing.json", "results.jsonl"}
+    assert expected <= {path.name for path in files}
+    assert {json.loads(path.read_text())["state"] for path in files if path.name == "status.json"} == {
+        "finished",
+        "refused",
+    }
+    for path in files:
+        assert path.name == "config.yaml" or str(tmp_path).encode() not in read(path), path
 
 
 BAD_STATES = {
@@ -216,6 +273,6 @@ def test_the_verbs_end_in_one_sentence_on_files_of_strangers(tmp_path):
     for name, arguments in commands:
         told = verb(name, tmp_path / "place", *arguments, ok=False)
         assert "Traceback" not in told
-        assert [line for line in told.splitlines() if line.startswith("error: ")], told
+        assert len([line for line in told.splitlines() if line.startswith("error: ")]) == 1, told
         assert not canary.exists()
     assert not [path for path in (tmp_path / "place").rglob("*") if path.is_file() and path.parent.name != ".cache"]

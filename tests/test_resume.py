@@ -5,12 +5,26 @@ import os
 import signal
 import time
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
 from forked import Job, Moment, start, wait_for
-from killing import ONE, RICH, SHORT, assert_equal, content, finished, killed_at, killed_in, logged, only, rows, whole
+from killing import (
+    ONE,
+    RICH,
+    SHORT,
+    WITHIN,
+    assert_equal,
+    content,
+    finished,
+    killed,
+    killed_at,
+    logged,
+    only,
+    rows,
+    stopped_at,
+    whole,
+)
 from wandb_file import histories
 
 from ddpm.callbacks.checkpoint import LAST, NEW, PREVIOUS, SaveLast
@@ -52,10 +66,8 @@ def test_kills_at_every_kind_of_moment_change_nothing(expected: Path, tmp_path: 
 
 
 def test_three_random_kills_change_nothing(expected: Path, tmp_path: Path) -> None:
-    random, kills = Random(0), 0
     more = [*CHOSEN, "data.num_workers=2"]
-    while kills < 3:
-        kills += killed_in(tmp_path, more, random, range(3 + 12 * kills, 15 + 12 * kills))
+    killed(tmp_path, more, "three kills", kills=3, lines=len(rows(expected)))
     assert_equal(finished(tmp_path, *more), expected)
 
 
@@ -114,6 +126,32 @@ def test_a_preempted_job_saves_requeues_itself_and_goes_on(expected: Path, tmp_p
     assert (tmp_path / "bin/asked").read_text() == "requeue 1234\n"
 
 
+START = Moment("ddpm.evaluation.Evaluation.prepare", number=signal.SIGUSR1)
+
+
+def test_a_signal_ends_whatever_goes_on_and_its_step_is_made_again(expected: Path, tmp_path: Path) -> None:
+    """At the start, and in all that may follow a step and last longer than there is time."""
+    slurm, more = scontrol(tmp_path / "bin"), [*CHOSEN, "data.num_workers=2"]
+    told = stopped_at(tmp_path, START, *more, **slurm)
+    assert "SLURM job 1234 is queued again" in told
+    folder = only(tmp_path / "runs/killed")
+    assert status(folder)["state"] == "interrupted"
+    assert not (folder / "checkpoints").exists()
+    for name, (moment, step) in WITHIN.items():
+        stopped_at(tmp_path, moment, *more, **slurm)
+        assert content(folder)["global_step"] == step, name
+    assert_equal(finished(tmp_path, *more), expected)
+    assert (tmp_path / "bin/asked").read_text() == "requeue 1234\n" * (1 + len(WITHIN))
+
+
+def test_a_stop_before_a_step_that_is_logged_repeats_no_row(tmp_path: Path) -> None:
+    """The learning rate of a step is logged before its batch, which a run that ends there has not begun."""
+    stopped_at(tmp_path, Moment("ddpm.module.DiffusionModule.training_step", 7, number=signal.SIGUSR1), *ONE)
+    assert content(only(tmp_path / "runs/killed"))["global_step"] == 7
+    found = rows(finished(tmp_path, *ONE))
+    assert len(set(found)) == len(found)
+
+
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_message_and_leaves_the_checkpoint(expected: Path, tmp_path: Path) -> None:
     full = Moment("ddpm.callbacks.checkpoint.SaveLast._rotate", after=True, room=600_000)
@@ -126,6 +164,25 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_the_checkpoint(expec
     assert status(folder)["state"] == "failed"
     assert content(folder)["global_step"] == 3
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert_equal(finished(tmp_path, *CHOSEN), expected)
+
+
+ROOM = {  # when there is no more of it for a file than this, which what the run says, and its status, do not need
+    "the log": Moment("ddpm.callbacks.checkpoint.SaveLast._rotate", 5, after=True, room=2_200),
+    "a picture": Moment("ddpm.callbacks.samples.SampleGrid.draw", after=True, room=1_900),
+}
+
+
+@pytest.mark.parametrize("name", ["the log", pytest.param("a picture", marks=pytest.mark.slow)])
+def test_a_disk_without_room_for_anything_else_ends_the_run_likewise(name: str, expected: Path, tmp_path: Path) -> None:
+    code, told = last_words(start(tmp_path, *SHORT, *CHOSEN, "name=killed", moment=ROOM[name]))
+    folder = only(tmp_path / "runs/killed")
+    assert code == 1, told
+    assert told.count("error: ") == 1
+    assert "error: there is no room left in runs/killed/" in told
+    assert "Traceback" not in told
+    assert status(folder)["state"] == "failed"
+    assert content(folder)["global_step"] == {"the log": 9, "a picture": 7}[name]
     assert_equal(finished(tmp_path, *CHOSEN), expected)
 
 
@@ -169,7 +226,7 @@ def test_a_kill_right_after_a_fall_back_loses_nothing(expected: Path, tmp_path: 
     assert last.with_name(PREVIOUS).exists()
     last.write_bytes(last.read_bytes()[:5000])
     killed_at(tmp_path, Moment("os.link", after=True), *CHOSEN)
-    assert resumable(last)["global_step"] == resumable(last.with_name(PREVIOUS))["global_step"] == 3
+    assert resumable(last)["global_step"] == resumable(last.with_name(PREVIOUS))["global_step"] == 4
     assert_equal(finished(tmp_path, *CHOSEN), expected)
 
 
@@ -215,6 +272,20 @@ def test_all_parts_of_a_run_are_one_run_at_wandb_and_repeat_their_rows(tmp_path:
     }
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_before_its_first_checkpoint_stays_one_run_at_wandb(tmp_path: Path) -> None:
+    chosen = [*ONE, "logger=[wandb]"]
+    killed_at(tmp_path, Moment("ddpm.module.DiffusionModule.training_step", 3), *chosen)
+    folder = only(tmp_path / "runs/killed")
+    assert not (folder / "checkpoints").exists()
+    run_id = kept_id(folder)
+    assert run_id is not None
+    assert kept_id(finished(tmp_path, *chosen)) == run_id
+    assert content(folder)["global_step"] == 16
+    assert {path.name for path in folder.rglob("*.wandb")} == {f"run-{run_id}.wandb"}
+    assert len(list(folder.glob("wandb/offline-run-*/*.wandb"))) == 2
+
+
 def table(file: Path) -> dict[tuple[str, int], float]:
     """(name, step) -> value, of what does not tell the time; of a grid, its hash."""
     found = {}
@@ -238,7 +309,7 @@ def test_a_run_goes_on_with_other_parts_of_its_steps(tmp_path: Path) -> None:
     """From one micro-batch a step, after an odd number of them, to four: steps, validations and rows are the same."""
     still = [*ONE, "model.dropout=0.0", "optimizer.eps=0.01"]  # no signs of rounding
     still.append("trainer.limit_val_batches=1.0")  # 3 batches would be fewer images
-    killed_at(tmp_path, Moment("ddpm.module.DiffusionModule.training_step", 5), *still)
+    killed_at(tmp_path, Moment("ddpm.module.DiffusionModule.training_step", 4), *still)
     folder = only(tmp_path / "runs/killed")
     assert content(folder)["global_step"] == 3
     start(tmp_path, *SHORT, *still, f"resume={folder}", "trainer.accumulate_grad_batches=4").done()

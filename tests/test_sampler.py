@@ -59,9 +59,10 @@ def test_on_unit_noise_ancestral_with_beta_stays_unit_noise(name, n):
         assert time == 0 or var == pytest.approx(1, abs=1e-10)
 
 
-@pytest.mark.parametrize(("sigma", "spacing"), product([Beta(), BetaTilde(), Interpolated(fraction=0.3)], SPACINGS))
-def test_on_a_gaussian_ancestral_follows_the_linear_recursion(sigma, spacing):
-    m, v, s = 0.3, 0.25, schedule("linear", 1000)
+@pytest.mark.parametrize(("name", "spacing"), product(["linear", "cosine"], SPACINGS))
+@pytest.mark.parametrize("sigma", [Beta(), BetaTilde(), Interpolated(fraction=0.3)])
+def test_on_a_gaussian_ancestral_follows_the_linear_recursion(sigma, name, spacing):
+    m, v, s = 0.3, 0.25, schedule(name, 1000)
     sampler = ancestral(20, spacing)
     visited = sampler.times(1000)
     mean, var = 0.0, 1.0
@@ -79,10 +80,11 @@ def test_on_a_gaussian_ancestral_follows_the_linear_recursion(sigma, spacing):
         assert got_var == pytest.approx(var, abs=1e-10)
 
 
+@pytest.mark.parametrize(("name", "spacing"), product(["linear", "cosine"], SPACINGS))
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_on_a_gaussian_ddim_follows_the_linear_recursion(eta):
-    m, v, s = -0.2, 0.25, schedule("linear", 1000)
-    sampler, mean, var = ddim(20, eta), 0.0, 1.0
+def test_on_a_gaussian_ddim_follows_the_linear_recursion(eta, name, spacing):
+    m, v, s = -0.2, 0.25, schedule(name, 1000)
+    sampler, mean, var = ddim(20, eta, spacing), 0.0, 1.0
     visited = sampler.times(1000)
     for (time, got_mean, got_var), t in zip(moments(sampler, gaussian(s, m, v), 0.0, 1.0), visited, strict=False):
         T, S = torch.tensor([t]), torch.tensor([time])
@@ -96,23 +98,23 @@ def test_on_a_gaussian_ddim_follows_the_linear_recursion(eta):
         assert got_var == pytest.approx(var, abs=1e-10)
 
 
-def test_on_a_gaussian_heun_follows_the_linear_recursion():
-    """x/a moves by the mean of the slopes eps at both ends of a step in b/a, each linear in x."""
-    m, v, s = -0.2, 0.25, schedule("linear", 1000)
-    sampler, mean, var = heun(20), 0.0, 1.0
+@pytest.mark.parametrize(("name", "spacing"), product(["linear", "cosine"], SPACINGS))
+def test_on_a_gaussian_heun_follows_the_linear_recursion(name, spacing):
+    """x/a moves by the mean of the slopes eps at both ends of a step in b/a, each linear in x. The network says
+    velocity: of eps in float64 comes x_0 to no more than 1e-16/a, and a step from a = 5e-5 makes 1e-9 of it."""
+    m, v, s = -0.2, 0.25, schedule(name, 1000)
+    sampler, mean, var = heun(20, spacing), 0.0, 1.0
+    d = gaussian(s, m, v, prediction=one("prediction", "velocity"))
 
-    def eps_of(t):  # eps = slope (x - a m)
+    def factors_of(t):  # of x - a m in eps and in x_0 - m
         a, b2 = s.alpha_bar(torch.tensor([t])).sqrt().item(), s.noise_var(torch.tensor([t])).item()
-        return a, b2**0.5, b2**0.5 / (a * a * v + b2)
+        return a, b2**0.5, b2**0.5 / (a * a * v + b2), a * v / (a * a * v + b2)
 
-    for (time, got_mean, got_var), t in zip(
-        moments(sampler, gaussian(s, m, v), 0.0, 1.0), sampler.times(1000), strict=False
-    ):
-        (a, b, slope), (a_s, b_s, slope_s) = eps_of(t), eps_of(max(time, 1))
+    for (time, got_mean, got_var), t in zip(moments(sampler, d, 0.0, 1.0), sampler.times(1000), strict=False):
+        (a, b, slope, gain), (a_s, b_s, slope_s, _) = factors_of(t), factors_of(max(time, 1))
         a_s, b_s = (a_s, b_s) if time else (1.0, 0.0)
-        rise = b_s - a_s / a * b
-        euler = a_s / a + rise * slope  # of x - a m: the mean of the data moves with the process
-        of_x = euler if time == 0 else a_s / a + rise / 2 * (slope + slope_s * euler)
+        euler = a_s * gain + b_s * slope  # of x - a m: the mean of the data moves with the process
+        of_x = euler + (b_s - a_s / a * b) / 2 * (slope_s * euler - slope) if time else euler
         mean, var = a_s * m + of_x * (mean - a * m), of_x**2 * var
         assert got_mean == pytest.approx(mean, abs=1e-10)
         assert got_var == pytest.approx(var, abs=1e-10)
@@ -212,7 +214,7 @@ def test_dynamic_thresholding_rescales_what_is_too_large_and_nothing_else(clip):
 )
 def test_known_variances_of_unit_noise(sampler, sigma, var):
     *before, (_, _, got) = moments(sampler, gaussian(schedule_1000(), 0.0, 1.0, sigma), 0.0, 1.0)
-    assert got == pytest.approx(var, abs=1e-3 if sampler.num_steps else 6e-5)
+    assert got == pytest.approx(var, abs=5e-4 if sampler.num_steps else 5e-5)
     if sampler.num_steps and isinstance(sigma, Beta) and not sampler.has_own_sigma:
         assert [round(v, 3) for time, _, v in before if time == 50] == [1.0]
 
@@ -231,7 +233,7 @@ def test_known_variances_on_the_way_to_a_point(sampler, sigma, var):
     s = schedule_1000()
     start = exactly(s, 0.0, 1000)
     (got,) = (v for time, _, v in moments(sampler, point(s, 0.0, sigma), *start) if time == 50)
-    assert got == pytest.approx(var, abs=6e-5 if var > 0.05 else 6e-6)
+    assert got == pytest.approx(var, abs=5e-5 if var > 0.05 else 5e-6)
 
 
 def schedule_1000():

@@ -3,15 +3,31 @@ are killed as real commands."""
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
-from random import Random
 from time import monotonic, sleep
 
 import forked
 import processes
 import pytest
 from forked import Moment, start, wait_for
-from killing import ONE, RICH, SHORT, TWO, assert_equal, finished, killed_at, killed_in, logged, only, whole
+from killing import (
+    ONE,
+    RICH,
+    SHORT,
+    TWO,
+    WITHIN,
+    assert_equal,
+    content,
+    finished,
+    killed,
+    killed_at,
+    logged,
+    only,
+    rows,
+    stopped_at,
+    whole,
+)
 from test_meeting import nodes
 from test_resume import scontrol
 
@@ -25,22 +41,15 @@ VARIANTS = {
     "one rank": (1, [*ONE, "data.num_workers=0"]),
     "one rank, rich, with workers": (1, [*ONE, *RICH, "data.num_workers=2"]),
     "two ranks, rich": (2, [*TWO, *RICH, "data.num_workers=0"]),
-    "two ranks, with workers": (2, [*TWO, "timestep=loss_aware", "timestep.history=1", "schedule.num_steps=8",
-                                    "data.num_workers=2"]),
-}  # fmt: skip
+    "two ranks, rich, with workers": (2, [*TWO, *RICH, "data.num_workers=2"]),
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_random_kills_change_nothing(variant: str, tmp_path: Path) -> None:
     ranks, chosen = VARIANTS[variant]
     expected = whole(tmp_path, *chosen, ranks=ranks)
-    random, kills, tries = Random(variant), 0, 0
-    lines = (expected / "metrics.csv").read_bytes().count(b"\n")
-    while kills < KILLS:
-        soon = range(kills * lines // 6, (kills + 1) * lines // 6)
-        kills, tries = kills + killed_in(tmp_path, chosen, random, soon, ranks), tries + 1
-        assert tries < 4 * KILLS, "it ends before it can be killed"
-    print(f"{variant}: {kills} kills")
+    killed(tmp_path, chosen, variant, KILLS, len(rows(expected)), ranks)
     assert_equal(finished(tmp_path, *chosen, ranks=ranks), expected)
 
 
@@ -69,6 +78,28 @@ def test_a_signal_to_one_rank_ends_both_at_the_same_step(rank: int, tmp_path: Pa
     assert job.wait() == [128 + signal.SIGTERM, 0], job.told.read_text()
     folder = only(tmp_path / "runs/killed")
     assert status(folder)["state"] == "interrupted"
+    assert "Traceback" not in job.told.read_text()
+    assert_equal(finished(tmp_path, *chosen, ranks=2), whole(tmp_path, *chosen, ranks=2))
+
+
+def test_a_signal_to_rank_0_in_all_that_follows_a_step_ends_both(tmp_path: Path) -> None:
+    chosen = [*TWO, *RICH]
+    for name, (moment, step) in WITHIN.items():
+        once = replace(moment, n=2 if name == "a measurement" else moment.n)  # of two batches each rank has one
+        stopped_at(tmp_path, once, *chosen, ranks=2)
+        assert content(only(tmp_path / "runs/killed"))["global_step"] == step, name
+    assert_equal(finished(tmp_path, *chosen, ranks=2), whole(tmp_path, *chosen, ranks=2))
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.5])
+def test_a_signal_to_two_ranks_that_start_ends_both(seconds: float, tmp_path: Path) -> None:
+    chosen = [*TWO, *RICH]
+    job = start(tmp_path, *SHORT, *chosen, "name=killed", ranks=2)
+    assert wait_for(lambda: bool(list(tmp_path.glob("runs/killed/*/status.json"))), job), job.told.read_text()
+    sleep(seconds)
+    job.kill(signal.SIGUSR1)
+    assert job.wait(30) == [128 + signal.SIGUSR1, 0], job.told.read_text()
+    assert status(only(tmp_path / "runs/killed"))["state"] == "interrupted"
     assert "Traceback" not in job.told.read_text()
     assert_equal(finished(tmp_path, *chosen, ranks=2), whole(tmp_path, *chosen, ranks=2))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddpm.data.stream import Permuted, TrainBatches, permutation, ranges, split_indices
+from ddpm.data.stream import Permuted, TrainBatches, index_batches, permutation, ranges, split_indices
 from ddpm.errors import Refused
 
 LAYOUTS = [(1, 1), (2, 1), (1, 2), (2, 3), (3, 2), (6, 1), (1, 12), (4, 3)]
@@ -97,6 +97,22 @@ def test_ranges_cover_all_once_and_evenly(num_images: int, at_most: int, world_s
 def test_fewer_images_than_ranks_are_refused() -> None:
     with pytest.raises(Refused, match="3 test images are too few for 4 ranks"):
         ranges(3, 10, 0, 4)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("num_images", [1, 2, 7, 64])
+def test_batches_of_indices_are_the_same_ranges_whatever_ranks_make_them(
+    num_images: int, batch_size: int, world_size: int
+) -> None:
+    """No image twice, none lost: range k, which begins at k batch_size, is that of rank k mod world_size."""
+    dealt: dict[int, list[int]] = {}
+    for rank in range(world_size):
+        for turn, batch in enumerate(index_batches(num_images, batch_size, rank, world_size)):
+            dealt[turn * world_size + rank] = batch.tolist()
+    assert sorted(dealt) == list(range(len(dealt)))
+    assert [index for k in sorted(dealt) for index in dealt[k]] == list(range(num_images))
+    assert all(dealt[k][0] == k * batch_size and 0 < len(dealt[k]) <= batch_size for k in dealt)
 
 
 def test_the_split_is_fixed_disjoint_and_ascending() -> None:

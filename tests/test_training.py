@@ -34,9 +34,25 @@ def same(a, b) -> bool:
 
 
 def rows(folder: Path) -> list[str]:
-    """The run's own log, less its times, the speed, and the scores: the first part scored its last step too."""
+    """The run's own log, less its times and the speed."""
     lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
-    return [f"{step} {name} {value}" for step, _, name, value in lines if not name.startswith(("speed", "score"))]
+    return [f"{step} {name} {value}" for step, _, name, value in lines if not name.startswith("speed")]
+
+
+def assert_same_but_for(step: int, parts: Path, whole: Path) -> None:
+    """The first part was to end at a step, and so has scored it and made a picture there; `best.ckpt` is that of the
+    best of all scores."""
+    extra = [row for row in rows(parts) if row.startswith(f"{step} score/")]
+    assert extra
+    assert [row for row in rows(parts) if row not in extra] == rows(whole)
+    pictures = [{path.name: path.read_bytes() for path in (run / "samples").iterdir()} for run in (parts, whole)]
+    assert pictures[0].keys() - pictures[1].keys() == {f"step_{step:07d}.png"}
+    assert pictures[0].items() >= pictures[1].items()
+    (scores,) = (of for name, of in read(parts / "metrics.csv").items() if name.startswith("score/fid_random/"))
+    best = torch.load(parts / "checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == min(scores, key=scores.__getitem__)
+    assert best["callbacks"]["Evaluate"]["best"] == min(scores.values())
+    assert weights(parts)["callbacks"]["Evaluate"]["scores"] == weights(whole)["callbacks"]["Evaluate"]["scores"]
 
 
 STATE = (
@@ -72,7 +88,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(choices, tmp_path, m
     run(parts, *lasting)
     for key in STATE:
         assert same(weights(whole)[key], weights(parts)[key]), key
-    assert rows(whole) == rows(parts)
+    assert_same_but_for(3, parts, whole)
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(tmp_path, monkeypatch, capsys):
@@ -85,12 +101,12 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before_it(tmp_path, monk
     run(parts, *lasting, "trainer.max_steps=4")
     assert "goes on from" in capsys.readouterr().out
     saved = [resumable(parts / "checkpoints" / name)["global_step"] for name in (LAST, PREVIOUS)]
-    assert saved == [4, 2]
+    assert saved == [4, 3]
     run(parts, *lasting)
     assert "goes on from" not in capsys.readouterr().out
     for key in STATE:
         assert same(weights(whole)[key], weights(parts)[key]), key
-    assert rows(whole) == rows(parts)
+    assert_same_but_for(4, parts, whole)
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path, monkeypatch):

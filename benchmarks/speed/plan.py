@@ -166,7 +166,7 @@ def groups(options: Options) -> list[Group]:
     """The groups of a benchmark."""
     if options.quick:
         return [smallest(options)]
-    large = cifar10(128, 256) if options.device == "cuda" else cifar10(16, 16)
+    large = cifar10(128, 256) if options.device == "cuda" else cifar10(8, 16)
     first = options.precisions[0]
     small_ones = Group(digits(), options.device, first, everybody(first), DIGITS)
     return [*(models(large, options, precision) for precision in options.precisions), small_ones, scores(options)]

@@ -4,6 +4,7 @@ Estimated once from images of the training split (Bao et al. 2022, Eq. 10), with
 time, and kept under a key of the weights, the images and their number.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ddpm.metric.source import evenly, identity
 from ddpm.noise import Stream, normal
 from ddpm.sampler import estimates
 from ddpm.types import Images, times
+
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -57,6 +60,7 @@ def estimated(
     path = Path(cache) / f"eps-power-{identity(data, 'train')}-{weights}.npy"
 
     def make() -> Tensor:
+        _log.info("estimating sigma on %d training images of %s, once", num_images, data.facts.name)
         chosen, moved = evenly(len(data.load("train")), num_images), diffusion.to(device)
         total = torch.zeros(diffusion.num_steps + 1, dtype=torch.float64)
         for indices in track(torch.split(chosen, batch_size), "estimating sigma", transient=True):

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from pydantic import PositiveInt, StrictInt
 
+from ddpm.compile import refuse_without_compiler
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData
 from ddpm.decoder import Decoder
@@ -24,6 +25,7 @@ from ddpm.instantiate import check_value, make, target_of
 from ddpm.metric import DataMetric, SampleMetric
 from ddpm.module import DiffusionModule
 from ddpm.objective import Objective, Weighted
+from ddpm.precision import device_of
 from ddpm.prediction import Prediction
 from ddpm.privacy import public
 from ddpm.sampler import Sampler
@@ -47,6 +49,8 @@ NEEDED: dict[str, dict[str, Any]] = {  # the choices of a run, and what is asked
     },
 }
 SEVERAL = dict[str, dict[str, Any]] | None  # of a kind
+
+_LEFT = 0.1  # of the variance, above that at T: ten steps of DDIM's own spacing leave 0.02 on the cosine schedule
 
 
 def refuse_gaps(cfg: Config, groups: Iterable[str] = NEEDED) -> None:
@@ -95,6 +99,8 @@ def outlined(cfg: Config, facts: Facts) -> GaussianDiffusion:
 def compile_network(cfg: Config, diffusion: GaussianDiffusion) -> None:
     """Compile the network of a model as the config says, if it does."""
     if cfg.get("compile"):
+        if device_of(cfg["trainer"]["accelerator"]) == "cpu":
+            refuse_without_compiler()
         make(cfg["compile"], "compile", network=diffusion.network)
 
 
@@ -148,7 +154,18 @@ def build_sampler(cfg: Config, diffusion: GaussianDiffusion) -> Sampler:
             "sigma=learned is the log-variance of one step and can not be strided; take "
             "sampler.num_steps=null, sampler=ddim, or sample with sigma=beta_tilde."
         )
+    refuse_start(diffusion.schedule, visited[0])
     return sampler
+
+
+def refuse_start(schedule: NoiseSchedule, start: int) -> None:
+    """Sampling starts with noise alone, so hardly more of the image may be in x_t there than there is at T."""
+    there, last = schedule.alpha_bar(torch.tensor([start, schedule.num_steps])).tolist()
+    if there - last > _LEFT:
+        raise Refused(
+            f"sampling in so few steps would start at t = {start} of {schedule.num_steps}, which is not yet noise: "
+            f"{there:.0%} of x_t's variance is the image; take sampler.spacing=trailing or other sampler.num_steps."
+        )
 
 
 def build_metrics(cfg: Config) -> dict[str, SampleMetric | DataMetric]:

@@ -6,7 +6,7 @@ Light on purpose: `--help` and `--cfg job` must not wait for torch.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from threading import Event
@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.resolvers.oc import env
 
 from ddpm import parent, sweep
 from ddpm.errors import Diverged, Failed, Refused
@@ -152,21 +153,32 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise Refused(f"{', '.join(missing)} must be given, as in {missing[0]}=VALUE.")
-    refuse_environment(OmegaConf.to_container(cfg), "")
-    resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with without_environment():
+        resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return resolved
 
 
-def refuse_environment(node: Any, where: str) -> None:
-    """The config is kept beside the run and in its checkpoints, where no environment variable belongs."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            refuse_environment(value, f"{where}.{key}" if where else str(key))
-    elif isinstance(node, list):
-        for value in node:
-            refuse_environment(value, where)
-    elif isinstance(node, str) and "${" in node and "oc.env" in node:
-        raise Refused(f"{where} reads an environment variable, which would be kept with the run; give its value.")
+@contextmanager
+def without_environment() -> Iterator[None]:
+    """Raises Refused for an interpolation that reads the environment, however it is written: the config is kept beside
+    the run and in its checkpoints, where no environment variable belongs."""
+    asked = Event()
+
+    def refuse(*_: Any) -> NoReturn:
+        asked.set()
+        raise InterpolationResolutionError("reads the environment")
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    except InterpolationResolutionError as error:
+        if not asked.is_set():
+            raise
+        raise Refused(
+            f"{error.full_key} reads an environment variable, which would be kept with the run; give its value."
+        ) from error
+    finally:
+        OmegaConf.register_new_resolver("oc.env", env, replace=True)
 
 
 def overrides() -> list[str]:

@@ -19,7 +19,6 @@ def blocks(*, network: nn.Module, mode: Kernels) -> None:
     gradients each replay would count as a new step, and take what the blocks before it returned: the network
     says where its step begins.
     """
-    refuse_without_compiler()
     make_room()
     network.register_forward_pre_hook(begin_step)
     for part in network.modules():
@@ -34,7 +33,6 @@ def begin_step(*_: Any) -> None:
 
 def whole(*, network: nn.Module, mode: Kernels) -> None:
     """The network as one graph: the fastest steps, after minutes of compiling."""
-    refuse_without_compiler()
     make_room()
     network.compile(mode=mode, dynamic=False, fullgraph=True)
 
@@ -47,14 +45,13 @@ def make_room() -> None:
 
 
 def refuse_without_compiler() -> None:
-    """Raises Refused where the processor's code could not be compiled; a GPU's needs no compiler of C++."""
+    """Raises Refused where a processor's code could not be compiled; a GPU's needs no compiler of C++."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        if not torch.cuda.is_available():
-            raise Refused(
-                "compile= needs a C++ compiler for a CPU, and there is none; install g++, or leave it out."
-            ) from error
+        raise Refused(
+            "compile= needs a C++ compiler for a CPU, and there is none; install g++, or leave it out."
+        ) from error

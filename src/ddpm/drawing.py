@@ -11,10 +11,10 @@ import torch
 from ddpm.build import Config
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
-from ddpm.instantiate import make
+from ddpm.instantiate import check_values, make
 from ddpm.mode import Mode, Studio
 from ddpm.mode.files import read_image
-from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
+from ddpm.opening import Opened, data_of, opened, quiet_trainer
 from ddpm.precision import precision
 from ddpm.report import console
 from ddpm.types import Images
@@ -32,20 +32,27 @@ TYPES = {
 
 def draw_images(config: Config) -> None:
     """Draw as the config of sample.py says, and tell where everything is."""
-    model = opened(config, TYPES)
-    mode: Mode = make(config.get("mode"), "mode")
-    refuse_useless(config, mode)
-    if not config["png"] and not config["npz"]:
-        raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")
+    mode = checked(config)
+    model = opened(config)
     refuse_label(config["label"], model)
-    refuse_guidance(float(config["guidance"]), config["label"])
-    refuse_unwritable(Path(config["out"]))
     try:
         paths = mode.draw(studio(config, model))
     except OSError as error:
         raise unwritable(f"{error.filename or config['out']}: {error.strerror or error}") from error
     for path in paths:
         console.print(str(path), soft_wrap=True, markup=False)
+
+
+def checked(config: Config) -> Mode:
+    """The mode, if what asks for nothing of the model is possible."""
+    check_values(config, TYPES)
+    mode: Mode = make(config.get("mode"), "mode")
+    refuse_useless(config, mode)
+    if not config["png"] and not config["npz"]:
+        raise Refused("png=false and npz=false leave no file for the images; set one of them to true.")
+    refuse_guidance(float(config["guidance"]), config["label"])
+    refuse_unwritable(Path(config["out"]))
+    return mode
 
 
 def refuse_unwritable(out: Path) -> None:
@@ -105,7 +112,7 @@ def studio(config: Config, model: Opened) -> Studio:
 def protocol(config: Config, model: Opened) -> dict[str, Any]:
     """What image number i is a function of, beside i; and the kind of files that it is in."""
     return {
-        "checkpoint": weights_key(model),
+        "checkpoint": model.weights_key,
         "precision": precision(config["trainer"]["precision"], config["trainer"]["accelerator"]),
         "sampler": dict(config["sampler"]),
         "sigma": None if model.sampler.has_own_sigma else dict(model.sigma),

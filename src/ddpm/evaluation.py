@@ -4,7 +4,8 @@ Sample metrics look at images 0, ..., num_images - 1 of a seed, data metrics at 
 dealt out to the ranks as fixed ranges of indices, and reduce by themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,14 +73,23 @@ class Evaluation:
         """What makes each score comparable with another."""
         return {name: metric.protocol() for name, metric in self.metrics.items()}
 
-    def run(self, model: SamplingModule, rank: int, world_size: int) -> dict[str, float]:
-        """All of it, on the device of the model."""
+    def run(
+        self, model: SamplingModule, rank: int, world_size: int, look: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """All of it, on the device of the model. All ranks `look` up together before each batch that all of them have,
+        and at the end."""
         self.reset(model.device, model.diffusion.num_steps)
-        for indices in self.sample_batches(rank, world_size):
-            self.see_samples(model, indices.to(model.device))
-        for metric in self.of_data:
-            for indices in metric.batches(rank, world_size):
-                metric.update(model.diffusion, indices)
+        parts: list[tuple[Callable[..., list[Tensor]], Callable[[Tensor], None]]] = [
+            (self.sample_batches, lambda indices: self.see_samples(model, indices.to(model.device))),
+            *((metric.batches, partial(metric.update, model.diffusion)) for metric in self.of_data),
+        ]
+        for batches, see in parts:
+            fewest = len(batches(world_size - 1, world_size))  # the last rank's, where they are dealt out in turn
+            for k, indices in enumerate(batches(rank, world_size)):
+                if k < fewest:
+                    look()
+                see(indices)
+        look()
         return self.results()
 
     def see_samples(self, model: SamplingModule, indices: Tensor) -> None:

@@ -176,7 +176,7 @@ def weights(schedule: NoiseSchedule) -> dict[str, Tensor]:
 # Drawing
 
 
-def draw_schedules(path: Path) -> Path:
+def of_schedules() -> Figure:
     """alpha_bar, SNR and beta_tilde / beta of every schedule over t / T."""
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -191,7 +191,7 @@ def draw_schedules(path: Path) -> Path:
     finish(middle, r"SNR$(t)=\bar\alpha_t\,/\,(1-\bar\alpha_t)$", "t / T", yscale="log", ylim=(1e-10, 1e5))
     finish(right, r"$\tilde\beta_t\,/\,\beta_t$", "t / T, from t = 2", xscale="log", ylim=(0, 1.03))
     figure.legend(loc="outside lower center", ncols=5, frameon=False, handlelength=3)
-    return saved(figure, path)
+    return figure
 
 
 def draw_weights(path: Path, schedule: NoiseSchedule, title: str) -> Path:
@@ -256,7 +256,7 @@ def drawn(out: Path, checkpoint: str | None, num_images: int) -> Iterator[Path]:
     """Each figure as it is done."""
     models = [checkpoint_terms(checkpoint, num_images)] if checkpoint else []  # first: it may be refused
     known = schedules()
-    yield draw_schedules(out / "schedules.png")
+    yield saved(of_schedules(), out / "schedules.png")
     yield draw_weights(out / "weights.png", known["linear"], "linear schedule, T = 1000, epsilon-prediction")
     gaussian = [gaussian_terms(known[k], 0.25, f"{k} schedule, $x_0\\sim N(0, 1/4)$") for k in ("linear", "cosine")]
     yield draw_bound(out / "bound.png", gaussian)

@@ -61,12 +61,12 @@ def spoils_others(config: Mapping[str, Any]) -> bool:
         return False
     launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
     in_slurm = "SLURM_PROCID" in os.environ
-    return launcher == "joblib" or (launcher == "basic" and not in_slurm and has_ranks(config["trainer"]))
+    return launcher == "joblib" or (launcher == "basic" and not in_slurm and has_ranks(config.get("trainer") or {}))
 
 
 def has_ranks(trainer: Mapping[str, Any]) -> bool:
     """May this trainer have several ranks?"""
-    devices = trainer["devices"]
+    devices = trainer.get("devices", 1)  # a gap is for the job to refuse
     return devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1)
 
 

@@ -30,14 +30,14 @@ def mean_flat(x: Images) -> Tensor:
 
 
 def prior(diffusion: GaussianDiffusion, x_0: Images) -> Tensor:
-    """L_T of each image, bits/dim, (b,)."""
+    """L_T of each image, bits/dim, (b,) float64."""
     q = diffusion.q(wide(x_0), times(diffusion.num_steps, x_0), times(0, x_0))
     standard = Gaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))
-    return (mean_flat(q.kl(standard)) / math.log(2)).to(x_0)
+    return mean_flat(q.kl(standard)) / math.log(2)
 
 
 def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, clip: bool) -> Tensor:
-    """L_{t-1} of each image, or L_0 where t = 1, bits/dim, (b,).
+    """L_{t-1} of each image, or L_0 where t = 1, bits/dim, (b,) float64.
 
     Raises Refused for data without discrete levels, which have no L_0.
     """
@@ -47,12 +47,12 @@ def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images,
     posterior = diffusion.posterior(wide(x_0), wide(x_t), t, t - 1)
     kl = mean_flat(posterior.kl(p.where(t > 1, posterior)))  # 0 at t = 1, and so is its gradient
     decoder = -mean_flat(diffusion.decoder.log_prob(p, wide(x_0), diffusion.num_levels))
-    return (torch.where(t.flatten() == 1, decoder, kl) / math.log(2)).to(x_0)
+    return torch.where(t.flatten() == 1, decoder, kl) / math.log(2)
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The bound of some images, term by term: row t - 1 of `kl` and of the errors belongs to time t."""
+    """The bound of some images, term by term, in float64: row t - 1 of `kl` and of the errors belongs to time t."""
 
     prior: Tensor  # L_T (b,), bits/dim
     kl: Tensor  # L_0, ..., L_{T-1} (T, b), bits/dim
@@ -88,9 +88,9 @@ def bound(diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], Imag
 def at_time(
     diffusion: GaussianDiffusion, x_0: Images, t: Times, eps: Images, clip: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """L_{t-1} in bits/dim, and the mean squared errors of x_0 and of eps, at one time: (b,) each."""
+    """L_{t-1} in bits/dim, and the mean squared errors of x_0 and of eps, at one time: (b,) float64 each."""
     x_t = diffusion.q(x_0, t, t * 0).sample(eps)
     output = diffusion(x_t, t)
     squared = (wide(x_0) - diffusion.x_0(output.wide(), wide(x_t), t, clip)).square()
     eps_squared = diffusion.schedule.snr(t).to(squared) * squared
-    return term(diffusion, output, x_0, x_t, t, clip), mean_flat(squared).to(x_0), mean_flat(eps_squared).to(x_0)
+    return term(diffusion, output, x_0, x_t, t, clip), mean_flat(squared), mean_flat(eps_squared)

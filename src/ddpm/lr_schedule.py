@@ -20,7 +20,7 @@ def warmup(*, num_steps: int) -> Factor:
 
 
 def warmup_cosine(*, num_steps: int, max_steps: int) -> Factor:
-    """The same warm-up, over half of the training at most, then half a cosine down to 0 at the last step
+    """The same warm-up, over half of the training at most, then half a cosine, down to 0 after the last step
     (Loshchilov & Hutter 2017). Raises Refused where training has no last step."""
     _check(num_steps)
     if max_steps < 1:

@@ -15,21 +15,25 @@ from ddpm.callbacks.progress import Progress
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
 from ddpm.given import Given, Replay, given
+from ddpm.instantiate import check_values
 from ddpm.meeting import meet
 from ddpm.metric import DataMetric, Nearest, SampleMetric
 from ddpm.metric.cache import fingerprint
-from ddpm.opening import Opened, data_of, opened, quiet_trainer, weights_key
+from ddpm.opening import Opened, data_of, opened, quiet_trainer
 from ddpm.precision import precision
 from ddpm.report import console, score_table
 
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "numpy")
 
+TYPES = {"optimized_metric": str | None, "results": str | None, "images": str | None}
+
 
 def measure(config: Config, overrides: Sequence[str]) -> float | None:
     """Measure as the config of evaluate.py says; print a table, keep a row with what was asked, return one score."""
     metrics = build_metrics(config)
-    draws = config.get("images") is None and any(isinstance(metric, SampleMetric) for metric in metrics.values())
-    model = opened(config, {"optimized_metric": str | None, "results": str | None, "images": str | None}, draws)
+    check_values(config, TYPES)
+    draws = config["images"] is None and any(isinstance(metric, SampleMetric) for metric in metrics.values())
+    model = opened(config, draws)
     asked = config["optimized_metric"] or next(iter(metrics), None)
     if asked is None or asked not in metrics:
         raise Refused(f"optimized_metric={asked} is not measured; choose one of metric=[...].")
@@ -52,7 +56,7 @@ def given_images(config: Config, model: Opened) -> Given | None:
     """The samples, if the config names some."""
     if config["images"] is None:
         return None
-    return given(config["images"], model.loaded.facts.shape, config["num_images"], weights_key(model))
+    return given(config["images"], model.loaded.facts.shape, config["num_images"], model.weights_key)
 
 
 def scored(
@@ -90,7 +94,7 @@ def row(
     sampler = dict(config["sampler"])
     protocol = {
         "checkpoint": model.loaded.path.name,
-        "weights_key": weights_key(model),
+        "weights_key": model.weights_key,
         "precision": precision(config["trainer"]["precision"], config["trainer"]["accelerator"]),
         "step": model.loaded.step,
         "weights": config["weights"],
@@ -103,9 +107,10 @@ def row(
         "data": model.loaded.facts.as_dict() | {"class_names": len(model.loaded.facts.class_names)},
         "metrics": evaluation.protocol(),
     }
-    if images is not None:  # the sampler and the seed are theirs, if anybody's
+    if images is not None:  # what they were drawn by is theirs, if anybody's; a bound beside them has its own sigma
         theirs = {key: images.origin.get(key) for key in ("sampler", "seed")}
         protocol |= theirs | {"sampler_times": None, "drawing": images.protocol()}
+        protocol |= {} if evaluation.of_data else {key: images.origin.get(key) for key in ("sigma", "precision")}
     versions = {package: version(package) for package in PACKAGES}
     return {"protocol": protocol, "scores": scores, "versions": versions, "commit": commit()}
 
@@ -134,7 +139,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def identity_of(metric: DataMetric, model: Opened, precision: str) -> str:
     """Tells one measurement from another: a hash of the weights and of all else that a bound depends on."""
-    parts = [weights_key(model), precision, dict(model.sigma), dict(model.decoder), metric.protocol()]
+    parts = [model.weights_key, precision, dict(model.sigma), dict(model.decoder), metric.protocol()]
     return fingerprint({}, *parts)
 
 

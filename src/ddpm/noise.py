@@ -21,7 +21,7 @@ _WORD = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """What a number is for: two purposes never share a number."""
+    """What a number is for: the noise of two purposes never shares a number."""
 
     SAMPLE = 0
     TRAIN_EPS = 1
@@ -89,6 +89,6 @@ def scalar(seed: int, stream: Stream, step: int = 0, rank: int = 0) -> int:
     return (high >> 1) << 32 | low
 
 
-def generator(seed: int, stream: Stream, step: int = 0, rank: int = 0) -> torch.Generator:
+def generator(seed: int, stream: Stream, step: int = 0) -> torch.Generator:
     """A CPU generator that is a function of its address, for the few things that want one."""
-    return torch.Generator().manual_seed(scalar(seed, stream, step, rank))
+    return torch.Generator().manual_seed(scalar(seed, stream, step))

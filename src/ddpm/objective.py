@@ -131,7 +131,7 @@ class Bound(Objective):
         self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
     ) -> Tensor:
         scale = diffusion.num_steps if self.times_num_steps else 1
-        return scale * term(diffusion, output, x_0, x_t, t, clip=False)
+        return (scale * term(diffusion, output, x_0, x_t, t, clip=False)).to(x_0)
 
 
 class Hybrid(Objective):
@@ -150,7 +150,7 @@ class Hybrid(Objective):
     def loss(
         self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
     ) -> Tensor:
-        bound = term(diffusion, output.detach_mean(), x_0, x_t, t, clip=False)
+        bound = term(diffusion, output.detach_mean(), x_0, x_t, t, clip=False).to(x_0)
         return target_error(diffusion, output, x_0, t, eps) + self.bound_weight * diffusion.num_steps * bound
 
 

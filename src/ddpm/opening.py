@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ddpm.precision import device_of
 from ddpm.sampler import Sampler
 from ddpm.sampling import SamplingModule
 from ddpm.sigma import Analytic
-from ddpm.trainer import build_trainer
+from ddpm.trainer import build_trainer, refuse_absent, spreads
 
 COMMON_TYPES = {"checkpoint": str, "num_images": int, "batch_size": int, "weights": str, "seed": int, "data": Any}
 PLACES = ("path", "root")  # where data are
@@ -38,6 +39,13 @@ class Opened:
     sigma: Mapping[str, Any]  # the node of the sigma that is used
     decoder: Mapping[str, Any]  # and of the decoder
 
+    @cached_property
+    def weights_key(self) -> str:
+        """Tells one model from another: a hash of its weights, its schedule and its prediction."""
+        diffusion, config = self.loaded.diffusion, self.loaded.config
+        tensors = diffusion.network.state_dict() | {"schedule": diffusion.schedule.log_alpha_bar}
+        return fingerprint(tensors, config["model"], config["prediction"])
+
     def module(self, seed: int, label: int | None = None, guidance: float = 1.0) -> SamplingModule:
         return SamplingModule(
             self.loaded.diffusion,
@@ -49,15 +57,19 @@ class Opened:
         )
 
 
-def opened(config: Config, kinds: Mapping[str, Any], draws: bool = True) -> Opened:
-    """Open the checkpoint of a config, whose keys outside the groups are of these kinds. Raises Refused for a sigma
-    of its own where a sampler `draws` that would not use it; a bound does."""
-    check_values(config, COMMON_TYPES | dict(kinds))
+def opened(config: Config, draws: bool = True) -> Opened:
+    """Open the checkpoint of a config. Raises Refused for a sigma of its own where a sampler `draws` that would not
+    use it; a bound does."""
+    check_values(config, COMMON_TYPES)
     refuse_gaps(config, ("sampler", "trainer"))
+    if spreads(config["trainer"].get("strategy")):
+        raise Refused("trainer=fsdp spreads a model for its training alone; here each rank holds it: take trainer=ddp.")
+    refuse_absent(config["trainer"]["accelerator"])
     for key in ("num_images", "batch_size"):
         if config[key] < 1:
             raise Refused(f"{key} is {config[key]}; it must be at least 1.")
     loaded = load(config["checkpoint"], config["weights"])
+    make(config["sampler"], "sampler").times(loaded.diffusion.num_steps)  # refused before a sigma is estimated for it
     sigma, decoder = (config.get(group) or loaded.config[group] for group in ("sigma", "decoder"))
     if config.get("sigma"):
         if draws and make(config["sampler"], "sampler").has_own_sigma:
@@ -143,13 +155,6 @@ def located(node: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
         return dict(node)
     read = {"path": told.get("path"), "root": None} if "path" in told else {"root": told.get("root")}
     return {key: place for key, place in read.items() if place is None or isinstance(place, str)} | dict(node)
-
-
-def weights_key(model: Opened) -> str:
-    """Tells one model from another: a hash of its weights, its schedule and its prediction."""
-    diffusion, config = model.loaded.diffusion, model.loaded.config
-    tensors = diffusion.network.state_dict() | {"schedule": diffusion.schedule.log_alpha_bar}
-    return fingerprint(tensors, config["model"], config["prediction"])
 
 
 class EndAtOnce(Callback):

@@ -22,10 +22,11 @@ def announce(config: Mapping[str, Any], trainer: Trainer, module: DiffusionModul
     count = sum(p.numel() for p in module.diffusion.network.parameters())
     device = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     asked = " (chosen for this processor)" if config["trainer"]["precision"] == "auto" else ""
+    steps = f"{trainer.max_steps:,}" if trainer.max_steps > 0 else "until trainer.max_time"
     rows = {
         "model": f"{count:,} parameters",
         "data": f"{module.card['facts']['name']}: {module.card['facts']['note']}",
-        "steps": f"{trainer.max_steps:,} of {module.batch_size} images",
+        "steps": f"{steps} of {module.batch_size} images",
         "device": f"{device} x {trainer.world_size}, precision {trainer.precision}{asked}",
         "folder": str(folder),
     }

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from ddpm import texts
 from ddpm.errors import Refused
 from ddpm.meeting import CHOSEN, agreed, is_follower
+from ddpm.privacy import without_paths
 
 _LONGEST = 120
 
@@ -51,7 +52,8 @@ class Run:
 
 
 def note(folder: Path, **facts: Any) -> None:
-    """Add to the `status.json` of a run, atomically."""
+    """Add to the `status.json` of a run, atomically; a reason without absolute paths."""
+    facts |= {key: without_paths(text) for key, text in facts.items() if key == "reason" and text}
     file = folder / "status.json"
     part = file.with_name("status.json.part")
     part.write_text(json.dumps(status(folder) | facts, indent=2) + "\n")

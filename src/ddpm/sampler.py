@@ -81,11 +81,6 @@ class Sampler(ABC):
         n = num_steps if self.num_steps is None else self.num_steps
         if n > num_steps:
             raise Refused(f"sampler.num_steps is {n}, but the model has only {num_steps} steps.")
-        if (n == 1 or num_steps / 2 < n) and n < num_steps and self.spacing is Spacing.LEADING:
-            raise Refused(
-                f"spacing=leading takes every (T // n)-th time, so {n} of {num_steps} times would start at t = {n}, "
-                f"which is not yet noise; take 2 to {num_steps // 2} steps, or spacing=trailing."
-            )
         visited = range(num_steps, 0, -1) if n == num_steps else self.spacing.times(num_steps, n)
         return [*visited, 0]
 
@@ -93,10 +88,11 @@ class Sampler(ABC):
     def trajectory(
         self, diffusion: GaussianDiffusion, x_T: Images, noise: Noise, start: int | None = None
     ) -> Iterator[Step]:
-        """All steps from x_T to x_0, or from x_t at the first visited time not above `start`."""
+        """All steps from x_T (b, c, h, w) to x_0, or from x_t at the first visited time not above `start`; `noise` is
+        asked once a step, for what enters x_s."""
 
     def __call__(self, diffusion: GaussianDiffusion, x_T: Images, noise: Noise) -> Images:
-        """x_0 from x_T."""
+        """x_0 from x_T, (b, c, h, w)."""
         (last,) = deque(self.trajectory(diffusion, x_T, noise), maxlen=1)
         return last.x_s
 
@@ -106,7 +102,7 @@ class Stepwise(Sampler):
 
     @abstractmethod
     def step(self, diffusion: GaussianDiffusion, x_t: Images, t: Times, s: Times, eps: Images) -> tuple[Images, Images]:
-        """x_s from x_t with noise eps, and the estimate of x_0 on the way."""
+        """x_s from x_t with noise eps, and the estimate of x_0 on the way: both (b, c, h, w)."""
 
     def trajectory(
         self, diffusion: GaussianDiffusion, x_T: Images, noise: Noise, start: int | None = None

@@ -46,10 +46,8 @@ class NoiseSchedule(nn.Module):
         return len(self.log_alpha_bar) - 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NoiseSchedule":
-        """Follow a move to another device, never a cast; without float64 there, stay."""
-        device = fn(torch.empty(0)).device
-        if device.type != "mps":
-            self.log_alpha_bar = self.log_alpha_bar.to(device)
+        """Follow a move to another device, never a cast."""
+        self.log_alpha_bar = self.log_alpha_bar.to(fn(torch.empty(0)).device)
         return self
 
     def _at(self, t: Times) -> Tensor:
@@ -85,9 +83,8 @@ class NoiseSchedule(nn.Module):
         return torch.where(s.to(self.log_alpha_bar.device) == 0, self._log_beta_tilde_2(), self.beta_tilde(t, s).log())
 
     def _log_beta_tilde_2(self) -> Tensor:
-        noise_1, noise_2 = -torch.expm1(self.log_alpha_bar[1]), -torch.expm1(self.log_alpha_bar[2])
-        beta_2 = -torch.expm1(self.log_alpha_bar[2] - self.log_alpha_bar[1])
-        return (noise_1 / noise_2 * beta_2).log()
+        two = torch.tensor([2])
+        return self.beta_tilde(two, two - 1).log()
 
 
 def _running_sum(terms: Tensor) -> Tensor:

@@ -139,19 +139,34 @@ def like(rows: Any, parameter: Tensor) -> Any:
 def part_of(file: Path) -> dict[str, Any]:
     """The content of a rank's file. Raises ValueError for any other file."""
     content = strangers.content(file)
-    told = content.get("sharded") if isinstance(content, dict) else None
-    if not isinstance(told, dict) or not {"rank", "ranks", "names"} <= told.keys() or "state_dict" not in content:
+    content = content if isinstance(content, dict) else {}
+    if not _is_told(content.get("sharded"), content.get("state_dict")):
         raise ValueError(f"{file.name} is no part of a checkpoint")
     return dict(content)
 
 
+def _is_told(told: Any, state: Any) -> bool:
+    """Does it say of which rank of how many it is, and which of its own weights are spread, each once?"""
+    if not isinstance(told, dict) or not isinstance(state, dict):
+        return False
+    rank, ranks, names = (told.get(key) for key in ("rank", "ranks", "names"))
+    if type(rank) is not int or type(ranks) is not int or not isinstance(names, list):
+        return False
+    are_own = all(isinstance(name, str) and isinstance(state.get(name), Tensor) for name in names)
+    return 0 <= rank < ranks and are_own and len(set(names)) == len(names)
+
+
 def joined(folder: Path) -> dict[str, Any]:
     """The content of a checkpoint as one rank would have written it, but for the optimiser. Raises ValueError where
-    parts are missing or of different steps."""
-    first = part_of(folder / file_of(0))
-    told = first.pop("sharded")
-    parts = [first, *(part_of(folder / file_of(rank)) for rank in range(1, told["ranks"]))]
-    if len({part["global_step"] for part in parts}) > 1:
+    parts are missing, of different steps or do not belong together."""
+    count = len(list(folder.glob("rank_*.ckpt")))
+    parts = [part_of(folder / file_of(rank)) for rank in range(count)]
+    first, told = parts[0], parts[0]["sharded"]
+    if told["ranks"] != count:
+        raise ValueError(f"it has {count} of {told['ranks']} parts")
+    if any(part.pop("sharded") != told | {"rank": rank} for rank, part in enumerate(parts)):
+        raise ValueError("its parts do not belong together")
+    if any(part["global_step"] != first["global_step"] for part in parts):
         raise ValueError("its parts are of different steps")
     rows = {name: torch.cat([part["state_dict"][name] for part in parts]) for name in told["names"]}
     return {key: value for key, value in first.items() if key != "optimizer_states"} | {

@@ -1,6 +1,7 @@
 """The signals that ask a run to end: SIGTERM, and SIGUSR1, by which SLURM tells that a job's time is almost up.
 
-A handler only takes note. The run ends where it can be saved and gone on with exactly: between two steps.
+Before its first step a run ends at once. From then on a handler only takes note, and the run ends where it can be gone
+on with exactly (`ddpm.callbacks.stop`).
 """
 
 import os
@@ -16,7 +17,7 @@ _received: set[int] = set()
 
 
 class Stopped(SystemExit):
-    """A run that was asked to end and has been saved; its status is that of a process which the signal ended."""
+    """A run that was asked to end, whose steps are saved; its status is that of a process which the signal ended."""
 
     def __init__(self, by: signal.Signals) -> None:
         super().__init__(128 + by)
@@ -27,10 +28,13 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
-    """Within it the signals are taken note of; afterwards they do again what they did before."""
+def ending(*numbers: signal.Signals) -> Iterator[None]:
+    """Within it these signals raise Stopped, for work whose finished parts are on the disk; afterwards they do again
+    what they did before. Lightning, which in a job of SLURM would answer SIGUSR1 by a checkpoint of its own and go on,
+    leaves a handler that is there alone."""
     before = {number: signal.getsignal(number) for number in ASKING}
-    heed()
+    for number in numbers:
+        signal.signal(number, _end)
     try:
         yield
     finally:
@@ -40,20 +44,9 @@ def heeded() -> Iterator[None]:
 
 
 def heed() -> None:
-    """Take note of the signals from now on."""
+    """Only take note of the signals from now on."""
     for number in ASKING:
         signal.signal(number, _note)
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """Within it SIGUSR1 raises Stopped, for work whose finished parts are on the disk. Lightning, which in a job of
-    SLURM would answer it by a checkpoint of its own and go on, leaves a handler that is there alone."""
-    before = signal.signal(signal.SIGUSR1, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
 
 
 def urgency() -> int:
@@ -66,7 +59,8 @@ def _note(number: int, _: Any) -> None:
 
 
 def _end(number: int, _: Any) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough
+    heed()  # once is enough
+    _received.add(number)  # for the first step, should a library have caught what is raised here
     raise Stopped(signal.Signals(number))
 
 

@@ -77,7 +77,9 @@ class Jobs(Sweep):
 def write(config: DictConfig, outcome: Mapping[str, Any]) -> None:
     """Keep what came of a job of a sweep of evaluate.py."""
     file = Path(config.hydra.sweep.dir) / f"{config.hydra.job.num:06d}.json"
-    file.write_text(json.dumps({"overrides": list(config.hydra.overrides.task), **outcome}))
+    part = file.with_name(f"{file.name}.part")  # the table takes what is whole
+    part.write_text(json.dumps({"overrides": list(config.hydra.overrides.task), **outcome}))
+    part.replace(file)
 
 
 def outcome(job_return: JobReturn) -> dict[str, Any]:

@@ -19,8 +19,8 @@ class Timestep(nn.Module, ABC):
     learns: ClassVar[bool] = False  # does it want to see the losses?
 
     def spread(self, position: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """For each position in the global batch: which number of the step it takes, and by how much
-        (mod 1) that is shifted. Here each takes its own."""
+        """Positions in the global batch (b,), int64, to an index and a shift (b,) each: image j takes number
+        `index[j]` of the step's uniform ones, plus `shift[j]`, mod 1. Here each takes its own."""
         return position, torch.zeros_like(position, dtype=torch.float64)
 
     @abstractmethod

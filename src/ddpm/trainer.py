@@ -44,15 +44,16 @@ def build_trainer(
         refuse_sharding(node["precision"], watched)
         watched.append(WholeInValidation())
     refuse_absent(node["accelerator"])
+    node["accelerator"] = device_of(node["accelerator"])
     made = {"callbacks": watched, "logger": list(loggers), "plugins": list(plugins)}
     trainer: Trainer = make(node, "trainer", default_root_dir=folder or NOWHERE, **made)
     return trainer
 
 
 def refuse_absent(accelerator: str) -> None:
-    """A GPU that is asked for has to be there."""
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and not torch.backends.mps.is_available():
-        raise Refused("trainer asks for a GPU, and PyTorch finds none on this machine; take trainer=cpu or ddp_cpu.")
+    """A GPU that is asked for has to be there, and one of CUDA: the numbers need float64, which Apple's have not."""
+    if accelerator not in ("auto", "cpu") and not torch.cuda.is_available():
+        raise Refused("trainer asks for a GPU of CUDA, and PyTorch finds none here; take trainer=cpu or ddp_cpu.")
 
 
 def spreads(strategy: Any) -> bool:

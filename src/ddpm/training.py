@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import OmegaConf
 from pydantic import StrictBool
+from torch.optim import Optimizer
 
 from ddpm.build import (
     Config,
@@ -75,7 +76,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
         keep_wandb_id(run, start)
     log, loggers = RunLog(run.folder), build_loggers(config, run.folder)
     plugins = [AtomicCheckpointIO()]
-    trainer = build_trainer(config, [*callbacks, StopWhenAsked()], [log, *loggers], plugins, run.folder)
+    trainer = build_trainer(config, [StopWhenAsked(), *callbacks], [log, *loggers], plugins, run.folder)
     refuse_batch(data.batch_size, trainer)
     refuse_scaling(config, trainer)
     if start is not None:
@@ -108,6 +109,8 @@ class Beginning(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.begin()
+        for optimizer, scheduler in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
+            take_numbers(optimizer, scheduler.scheduler)
 
     def begin(self) -> None:
         """Once, and only where this process may write to the run."""
@@ -118,6 +121,14 @@ class Beginning(Callback):
                 remove(self.run.last_checkpoint)
                 self.checkpoint.replace(self.run.last_checkpoint)
         self.begun = True
+
+
+def take_numbers(optimizer: Optimizer, scheduler: Any) -> None:
+    """Go on with the config's learning rate and its other numbers, where a checkpoint has brought its own."""
+    rates = [optimizer.defaults["lr"] * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    scheduler.base_lrs = [optimizer.defaults["lr"] for _ in rates]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group |= optimizer.defaults | {"initial_lr": optimizer.defaults["lr"], "lr": rate}
 
 
 def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, beginning: Beginning) -> None:
@@ -206,12 +217,16 @@ def tell_other_rate(before: Config, now: Config, step: int) -> None:
         )
 
 
+KINDS = ("_target_", "fused", "foreach", "amsgrad")  # of an optimiser: its state is that of these
+
+
 def refuse_change(before: Config, now: Config) -> None:
     """A run goes on as it began: what shapes the model, the data or their order may not change."""
     before, now = public(before), public(now)  # where things are may change
     old_data: Config = before["data"] if isinstance(before.get("data"), dict) else {}
     shaping = ("seed", "objective", "timestep", "label_dropout", "input_perturbation", "zero_terminal_snr")
     pairs = [(key, before.get(key), now.get(key)) for key in (*MODEL_GROUPS, *shaping)]
+    pairs += [(f"optimizer.{key}", *(part.get("optimizer", {}).get(key) for part in (before, now))) for key in KINDS]
     pairs += [(f"data.{key}", old_data.get(key), now["data"].get(key)) for key in sorted(now["data"])]
     for key, old, new in pairs:
         if old != new and key not in ("data.root", "data.num_workers", "data.download"):

@@ -4,11 +4,12 @@ does the work."""
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from signal import SIGUSR1
 from typing import TYPE_CHECKING, Any
 
 from ddpm.cli import drawing, in_sweep, overrides
 from ddpm.errors import Failed, Refused
-from ddpm.signals import Stopped, ending, farewell, heeded
+from ddpm.signals import ASKING, Stopped, ending, farewell
 
 if TYPE_CHECKING:
     from ddpm.runs import Run
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 
 def train(config: dict[str, Any]) -> float | None:
     """Train, and heed the signals that ask a run to end; returns the optimized metric."""
-    with heeded():
+    with ending(*ASKING):
         try:
             return train_in_folder(config)
         except Stopped as end:
-            from ddpm.meeting import is_follower
+            from ddpm import meeting
 
-            kept = "the last step is saved, and the run goes on from it with resume=auto"
-            farewell(end, first=not is_follower(), kept=kept)
+            if not meeting.met():
+                meeting.ended(f"stopped by {end.by.name}.")
+            kept = "what is finished is saved, and the run goes on from it with resume=auto"
+            farewell(end, first=not meeting.is_follower(), kept=kept)
             raise
 
 
@@ -104,7 +107,7 @@ def ended() -> Iterator[None]:
     """A drawing or a measurement ends at once when it is asked to, and a SLURM job whose time is up is queued again."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    with ending():
+    with ending(SIGUSR1):
         try:
             yield
         except Stopped as end:

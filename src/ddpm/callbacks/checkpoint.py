@@ -58,7 +58,8 @@ class SaveLast(Callback):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Once a step. There is always a whole `last.ckpt`, the old one or the new one."""
+        """Once a step. There is always a whole `last.ckpt`, the old one or the new one, or, on a file system without
+        hard links and between two renames, a whole `previous.ckpt`."""
         if trainer.global_step == self._last_step:
             return
         for logger in trainer.loggers:

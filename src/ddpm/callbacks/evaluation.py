@@ -1,6 +1,7 @@
 """The scores of the model every n steps, and the best checkpoint by one of them."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from ddpm.callbacks.checkpoint import BEST, write
 from ddpm.callbacks.every import EveryNSteps, measuring
+from ddpm.callbacks.stop import end_if_asked
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation
@@ -64,7 +66,8 @@ class Evaluate(EveryNSteps):
                 label=None,
                 guidance=1.0,
             )
-            self.scores = self.evaluation.run(model.to(module.device), trainer.global_rank, trainer.world_size)
+            model, rank, ranks = model.to(module.device), trainer.global_rank, trainer.world_size
+            self.scores = self.evaluation.run(model, rank, ranks, look=partial(end_if_asked, trainer))
         drawn_by = self.sampler.told(module.diffusion.num_steps)  # type: ignore[union-attr, arg-type]
         for name, value in self.scores.items():
             for logger in trainer.loggers:

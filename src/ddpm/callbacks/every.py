@@ -27,6 +27,10 @@ class EveryNSteps(Callback, ABC):
     def act(self, trainer: Trainer, module: LightningModule) -> None:
         """What is to be done at this step."""
 
+    def is_due(self, step: int, trainer: Trainer) -> bool:
+        """Will it act after this step?"""
+        return step % self.every_n_steps == 0 or step == trainer.max_steps
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that resumes has already acted at the step of its checkpoint."""
         self._last_step = trainer.global_step
@@ -34,8 +38,7 @@ class EveryNSteps(Callback, ABC):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step > self._last_step and (step % self.every_n_steps == 0 or step == trainer.max_steps):
+        if trainer.global_step > self._last_step and self.is_due(trainer.global_step, trainer):
             self._act_once(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -25,6 +25,7 @@ from ddpm.runs import note
 
 _BYE = b"\0"
 _PATIENCE = 60.0  # seconds for the ranks to connect
+_GREETING = 5.0  # seconds in which one that is connected says who it is
 _open: "WeakSet[socket.socket]" = WeakSet()
 _SETTLING = 2.0  # seconds in which an error turns out to be everybody's, or the loss of another rank
 
@@ -132,17 +133,25 @@ def as_hub(trainer: Trainer) -> dict[socket.socket, int]:
     peers: dict[socket.socket, int] = {}
     with socket.create_server(("", 0)) as server:
         trainer.strategy.broadcast((trainer.strategy.cluster_environment.main_address, server.getsockname()[1], word))  # type: ignore[attr-defined]
-        server.settimeout(_PATIENCE)
+        end = time.monotonic() + _PATIENCE
         while len(peers) < trainer.world_size - 1:
             try:
+                server.settimeout(max(0.1, end - time.monotonic()))
                 peer, _ = server.accept()
-                peer.settimeout(_PATIENCE)
-                told = peer.recv(len(word) + 4, socket.MSG_WAITALL)
             except OSError as error:
                 raise Failed("some ranks did not connect to rank 0; see what they say, and start again.") from error
-            if told[: len(word)] == word:
+            if (told := introduced(peer, len(word) + 4))[: len(word)] == word:
                 peers[kept_alive(peer)] = int.from_bytes(told[len(word) :])
     return peers
+
+
+def introduced(peer: socket.socket, length: int) -> bytes:
+    """What somebody says first, who may be a stranger to whom nobody should listen for long."""
+    peer.settimeout(_GREETING)
+    try:
+        return peer.recv(length, socket.MSG_WAITALL)
+    except OSError:
+        return b""
 
 
 def as_spoke(trainer: Trainer) -> dict[socket.socket, int]:

@@ -125,7 +125,7 @@ def plot_loss(history: History, path: Path) -> None:
     from matplotlib.figure import Figure
 
     quarters = [f"train/loss_quarter_{k}" for k in range(1, 5) if f"train/loss_quarter_{k}" in history]
-    figure = Figure(figsize=(11 if quarters else 6.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(11 if quarters else 6.5, 4.6), layout="constrained")
     axes = figure.subplots(1, 2 if quarters else 1, squeeze=False)[0]
     draw_losses(axes[0], history)
     if quarters:
@@ -188,4 +188,4 @@ def finish(axes: "Axes", title: str) -> None:
     axes.grid(True, which="both", color="0.9", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if values:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # no curve runs there

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from ddpm.callbacks.every import EveryNSteps, measuring
+from ddpm.callbacks.stop import end_if_asked
 from ddpm.errors import Refused
 from ddpm.images import enlarged, grid, to_pil, to_uint8, write_png
 from ddpm.sampler import Sampler
@@ -39,6 +40,7 @@ class SampleGrid(EveryNSteps):
         self.sampler, self.shape, self.seed = sampler, tuple(shape), seed
 
     def act(self, trainer: Trainer, module: LightningModule) -> None:
+        end_if_asked(trainer)
         picture = enlarged(grid(self.draw(trainer, module)), 512)
         if trainer.is_global_zero:
             self._write(trainer, picture)

@@ -99,7 +99,7 @@ class BitsPerDim(DataMetric):
             return self.subsampled(diffusion, x_0, indices, self.num_times)
         terms = bound(diffusion, x_0, lambda t: normal(_SEED, Stream.BOUND, indices, t, x_0.shape[1:]))
         counts = torch.full((diffusion.num_steps,), len(x_0))
-        per_time = {name: getattr(terms, name).double().sum(1) for name in PER_TIME[1:]}
+        per_time = {name: getattr(terms, name).sum(1) for name in PER_TIME[1:]}
         return _summed(terms, {"count": counts} | per_time)
 
     def subsampled(self, diffusion: GaussianDiffusion, x_0: Images, indices: Tensor, k: int) -> Sums:
@@ -108,14 +108,14 @@ class BitsPerDim(DataMetric):
         u = uniform(_SEED, Stream.BOUND, indices)
         t = torch.stack([torch.ones_like(indices)] + [((u + j) / k * steps).long() + 2 for j in range(k)])
         rows = [at_time(diffusion, x_0, times(at, x_0), self._noise(x_0, indices, at), clip=True) for at in t]
-        columns = [torch.stack(column).double() for column in zip(*rows, strict=True)]
+        columns = [torch.stack(column) for column in zip(*rows, strict=True)]
         empty = torch.zeros(diffusion.num_steps, dtype=torch.float64, device=x_0.device)
         seen = [torch.ones_like(columns[0]), *columns]
         per_time = {
             name: empty.index_add(0, t.flatten() - 1, values.flatten())
             for name, values in zip(PER_TIME, seen, strict=True)
         }
-        scale = torch.tensor([1.0] + [steps / k] * k, device=x_0.device).unsqueeze(1)
+        scale = columns[0].new_tensor([1.0] + [steps / k] * k).unsqueeze(1)
         return _summed(Terms(prior(diffusion, x_0), columns[0] * scale, columns[1], columns[2]), per_time)
 
     def _noise(self, x_0: Images, indices: Tensor, t: Tensor) -> Images:
@@ -158,9 +158,9 @@ def chosen(count: int, available: int) -> Tensor:
 
 def _summed(terms: Terms, per_time: Mapping[str, Tensor]) -> Sums:
     """The sums of some images, on the CPU."""
-    total = terms.total.double()
+    total = terms.total
     per_image = (torch.ones_like(total), total, total**2, terms.rate, terms.distortion, terms.prior)
-    sums = {name: values.double().sum() for name, values in zip(PER_IMAGE, per_image, strict=True)}
+    sums = {name: values.sum() for name, values in zip(PER_IMAGE, per_image, strict=True)}
     return {name: value.double().cpu() for name, value in (sums | dict(per_time)).items()}
 
 

@@ -45,7 +45,7 @@ def together(mine: Neighbours, number: Tensor) -> Neighbours:
     is_it = mine.number == number.unsqueeze(1)
     here = is_it.any(1)
     columns = [torch.zeros(len(number), *column.shape[1:], dtype=column.dtype) for column in mine]
-    for whole, part in zip(columns, mine.at(is_it[here].int().argmax(1)), strict=True):
+    for whole, part in zip(columns, mine.at(is_it[here].nonzero()[:, 1]), strict=True):
         whole[here] = part
     return Neighbours(*map(over_ranks, columns))
 

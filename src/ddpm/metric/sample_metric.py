@@ -102,7 +102,7 @@ class SummedMetric(SampleMetric):
 
     def update(self, batch: FeatureBatch, number: Tensor) -> None:
         """Add images; the sums live where the batch is."""
-        place = _with_float64(batch.features.device)
+        place = batch.features.device
         logits = None if batch.logits is None else batch.logits.to(place).double()
         exact = FeatureBatch(batch.features.to(place).double(), logits)
         count = torch.tensor(len(number), dtype=torch.float64)
@@ -150,7 +150,3 @@ def refuse_miscounted(name: str, num_images: int, counts: Tensor, seen: int) -> 
 def is_first_rank() -> bool:
     """Is this the one that computes what only one has to?"""
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
-
-
-def _with_float64(device: torch.device) -> torch.device:
-    return torch.device("cpu") if device.type == "mps" else device

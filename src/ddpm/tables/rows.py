@@ -83,7 +83,7 @@ def _outcome(run: Path, checkpoint: Checkpoint | None, asked: Sequence[str]) -> 
 
 
 def _has_checkpoint(run: Path) -> bool:
-    return run.is_file() or (run / "checkpoints" / "last.ckpt").is_file()
+    return run.is_file() or (run / "checkpoints" / "last.ckpt").exists()  # a folder of trainer=fsdp
 
 
 def _folder(run: Path) -> Path:
