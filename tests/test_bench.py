@@ -239,7 +239,7 @@ def test_compiled_contenders_are_there_when_they_are_asked_for(device):
     (group, *_) = groups(replace(OPTIONS, device=device, compiled=True))
     compiled = [c for c in group.contenders if c.setting.compiled]
     assert {c.label.split()[0] for c in compiled} == {"ours", "diffusers", "denoising-diffusion-pytorch"}
-    assert group.problem.train_batch == (128 if device == "cuda" else 16)
+    assert group.problem.train_batch == (128 if device == "cuda" else 8)
     assert group.problem.unet2d is CIFAR10_32
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.speed import report, results, rows
 from benchmarks.speed.__main__ import left
-from benchmarks.speed.plan import Contender, Options, Setting, groups
+from benchmarks.speed.plan import Contender, Options, Setting, cifar10, groups
 from benchmarks.speed.race import Result, Timing, beaten
 from benchmarks.speed.results import Book
 
@@ -42,7 +42,9 @@ def result(task, **steps):
     facts = {WHO[who].name: {"flops": counted} for who, counted in counts.items()}
     facts[WHO["floor"].name] = {"operations": {"matmul": 4 * 10**12, "conv3x3": 10**12}}
     timings = {WHO[who].name: timing(WHO[who], *seconds) for who, seconds in steps.items()}
-    return Result(replace(groups(OPTIONS)[0], contenders=list(WHO.values())), facts, task, timings)
+    return Result(
+        replace(groups(OPTIONS)[0], problem=cifar10(16, 16), contenders=list(WHO.values())), facts, task, timings
+    )
 
 
 def measured():
