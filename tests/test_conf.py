@@ -197,6 +197,7 @@ def test_every_experiment_builds(name):
         (["trainer.max_steps=0"], "trains nothing|at least 1"),
         (["sigma=learned", "objective=vlb", "sampler.num_steps=10"], "can not be strided"),
         (["schedule._target_=ddpm.schedule.nothing"], "spelling"),
+        (["callbacks=[checkpoint]", "+callbacks.samples.every_n_steps=3"], r"add samples to callbacks=\[...\]"),
         (["schedule._target_=ddpm.schedule.math"], "makes no object"),
         (["trainer.accumulate_grad_batches=0"], "greater than 0"),
         (["trainer.accumulate_grad_batches=-1"], "greater than 0"),

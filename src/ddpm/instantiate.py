@@ -45,7 +45,12 @@ def _made(value: Any, where: str) -> Any:
 def target_of(node: Any, where: str) -> Callable[..., Any]:
     """The callable that the node names."""
     if not isinstance(node, Mapping) or "_target_" not in node:
-        raise Refused(f"{where} has no _target_; choose one of conf/{where.split('.')[0]}/.")
+        group, _, part = where.partition(".")
+        several = part and group in ("callbacks", "logger", "metric")
+        mend = (
+            f"add {part} to {group}=[...], or leave it out with ~{where}" if several else f"choose one of conf/{group}/"
+        )
+        raise Refused(f"{where} has no _target_; {mend}.")
     try:
         found = get_object(node["_target_"])
     except Exception as error:
