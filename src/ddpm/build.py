@@ -21,7 +21,7 @@ from ddpm.data.image_data import ImageData
 from ddpm.decoder import Decoder
 from ddpm.diffusion import GaussianDiffusion
 from ddpm.errors import Refused
-from ddpm.instantiate import check_value, make, target_of
+from ddpm.instantiate import LISTS, check_value, make, target_of
 from ddpm.metric import DataMetric, SampleMetric
 from ddpm.module import DiffusionModule
 from ddpm.objective import Objective, Weighted
@@ -59,7 +59,7 @@ def refuse_gaps(cfg: Config, groups: Iterable[str] = NEEDED) -> None:
         target_of(cfg.get(group), group)
         for key, kind in NEEDED[group].items():
             check_value(cfg[group].get(key), kind, f"{group}.{key}")
-    for group in ("callbacks", "logger", "metric"):
+    for group in LISTS:
         check_value(cfg.get(group), SEVERAL, group)
 
 

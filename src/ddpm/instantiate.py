@@ -13,6 +13,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnno
 from ddpm.errors import Refused
 
 Node = Mapping[str, Any]
+LISTS = ("callbacks", "logger", "metric")  # groups of which several are chosen
 SPECIAL = ("_target_", "_partial_")  # what a node has beside the parameters of its target
 
 
@@ -46,11 +47,8 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
     """The callable that the node names."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         group, _, part = where.partition(".")
-        several = part and group in ("callbacks", "logger", "metric")
-        mend = (
-            f"add {part} to {group}=[...], or leave it out with ~{where}" if several else f"choose one of conf/{group}/"
-        )
-        raise Refused(f"{where} has no _target_; {mend}.")
+        listed = f"add {part} to {group}=[...], or leave it out with ~{where}"
+        raise Refused(f"{where} has no _target_; {listed if group in LISTS else f'choose one of conf/{group}/'}.")
     try:
         found = get_object(node["_target_"])
     except Exception as error:
