@@ -65,6 +65,13 @@ def test_a_row_is_what_its_title_says(row):
     assert config["sampler"]["num_steps"] is None  # all T, as in the papers
 
 
+def test_a_table_of_few_images_has_few_in_the_scores_during_training_too():
+    of_the_papers = {experiment(row.experiment)["callbacks"]["evaluation"]["num_images"] for row in ROWS}
+    assert of_the_papers == {rows.DURING_TRAINING}
+    few, many = (rows.training("table1", TABLES["table1"].rows, None, images, []) for images in (20, 50_000))
+    assert set(few) - set(many) == {"callbacks.evaluation.num_images=20"}
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_the_rows_of_a_table_differ_and_report_the_same(name):
     table = TABLES[name]
@@ -172,7 +179,7 @@ def test_the_runs_that_are_given_are_told_apart_by_their_experiments(tmp_path):
 
 def test_a_row_of_a_sweep_is_the_run_with_its_overrides(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep = rows.training("table1", TABLES["table1"].rows, 4, ["data=digits", "metric=[fid, inception_score]"])
+    sweep = rows.training("table1", TABLES["table1"].rows, 4, 50_000, ["data=digits", "metric=[fid, inception_score]"])
     same = ["data=digits", "metric=[fid,inception_score]"]
     run(tmp_path / "runs/table1/a", ["experiment=ho2020_cifar10", "trainer.max_steps=5", *same])
     mine = run(tmp_path / "runs/table1/b", ["experiment=ho2020_cifar10", *same, "trainer.max_steps=4"])

@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="a .ckpt, a run's folder, or a folder of runs (not for grids)")
     parser.add_argument("--steps", type=int, help="optimiser steps of each row; the paper's if left out")
     parser.add_argument(
-        "--images", type=int, default=50_000, help="samples that each score is of; the paper's are 50000"
+        "--images", type=int, default=50_000, help="samples that a score is of, at most; the paper's are 50000"
     )
     parser.add_argument(
         "extra",
@@ -73,7 +73,7 @@ def run_rows(chosen: argparse.Namespace) -> int:
         asked = running.protocol(table.metrics, chosen.images, chosen.extra)
         runs, folder = rows.given(chosen.checkpoint, table.rows), beside(chosen.checkpoint)
     else:
-        sweep = rows.training(chosen.table, table.rows, chosen.steps, chosen.extra)
+        sweep = rows.training(chosen.table, table.rows, chosen.steps, chosen.images, chosen.extra)
         asked = running.protocol(table.metrics, chosen.images, rows.for_scoring(chosen.extra))
         trained = running.sweep("train", sweep)
         runs, folder = rows.made(sweep), rows.place(sweep)

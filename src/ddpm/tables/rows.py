@@ -12,6 +12,7 @@ from ddpm.sweep import as_dict
 from ddpm.tables.published import Row
 from ddpm.tables.running import Checkpoint, Result, among, jobs, known, opened, sweep
 
+DURING_TRAINING = 5000  # the images of a score during training, in the experiments of the papers
 SHARED = ("metric", "sampler", "trainer")  # groups that train.py and evaluate.py both have
 
 
@@ -24,14 +25,16 @@ class Ran:
     result: Result | None
 
 
-def training(name: str, rows: Sequence[Row], steps: int | None, extra: Sequence[str]) -> list[str]:
-    """The arguments of the sweep of train.py that makes all rows, or goes on with them.
+def training(name: str, rows: Sequence[Row], steps: int | None, images: int, extra: Sequence[str]) -> list[str]:
+    """The arguments of the sweep of train.py that makes all rows, or goes on with them: so many optimiser steps each,
+    and no score during training of more than so many images.
 
     Raises Refused if `extra` would make several runs of a row.
     """
     experiments = ",".join(row.experiment for row in rows)
     limit = [] if steps is None else [f"trainer.max_steps={steps}"]
-    arguments = [f"experiment={experiments}", f"name={name}", "resume=auto", *limit, *extra]
+    few = [f"callbacks.evaluation.num_images={images}"] if images < DURING_TRAINING else []
+    arguments = [f"experiment={experiments}", f"name={name}", "resume=auto", *limit, *few, *extra]
     if len(jobs(arguments)) != len(rows):
         raise Refused("a row of a table is one run; give each override one value, and make a table for each choice.")
     return arguments
