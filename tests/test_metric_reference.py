@@ -15,7 +15,7 @@ from test_metric_dinov2 import Shallow, weights
 from ddpm.data.image_data import TensorSet
 from ddpm.errors import Refused
 from ddpm.images import write_png
-from ddpm.metric import FID, FrechetDistance
+from ddpm.metric import FID, FrechetDistance, reference
 from ddpm.metric.real import real
 
 
@@ -200,6 +200,19 @@ def test_few_images_give_a_warning_with_what_real_ones_get(
     kept.write_text("{")
     assert again.of_unseen(30) == pytest.approx(want, rel=1e-9)
     assert "is corrupt" in caplog.text
+
+
+def test_a_slow_reference_tells_how_far_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    for silence, told in ((30, []), (-1, ["250 of 600", "500 of 600", "600 of 600"])):
+        monkeypatch.setattr(reference, "SILENCE", silence)
+        caplog.clear()
+        fid(tmp_path / str(silence), "train").prepare(digits(train=600))
+        lines = [record.getMessage() for record in caplog.records if "left" in record.getMessage()]
+        assert [line.split(" images, ")[0] for line in lines] == [f"features of {done}" for done in told]
+    assert lines[-1].endswith("600 images, 0:00:00 left")
 
 
 def test_without_so_many_real_images_the_warning_names_no_number(

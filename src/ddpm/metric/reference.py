@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ from ddpm.metric.cache import cached, fingerprint
 from ddpm.metric.features import Features
 from ddpm.metric.real import BATCH, Real
 from ddpm.metric.source import evenly
+
+SILENCE = 30.0  # seconds between two words on how far the features of real images are
 
 _log = logging.getLogger(__name__)
 Rows = NDArray[np.float32]
@@ -111,7 +115,20 @@ def _all_features(features: Features, images: Real, cache: str) -> Iterator[Tens
 
 def _told(features: Features, images: Real, chosen: Tensor) -> Iterator[Tensor]:
     _log.info("%s features of %d %s images, once, for the reference", features.name, len(chosen), images.split)
-    return images.features(features, chosen)
+    return _heard(images.features(features, chosen), len(chosen))
+
+
+def _heard(batches: Iterable[Tensor], total: int) -> Iterator[Tensor]:
+    """The batches, with a line now and then on how many of so many images are done: it may take hours on a CPU."""
+    begun = told = monotonic()
+    done = 0
+    for batch in batches:
+        yield batch
+        done, now = done + len(batch), monotonic()
+        if now - told > SILENCE:
+            left = timedelta(seconds=round((now - begun) / done * (total - done)))
+            _log.info("features of %d of %d images, %s left", done, total, left)
+            told = now
 
 
 def _extracted(features: Features, images: Real, chosen: Tensor) -> Rows:
