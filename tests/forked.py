@@ -21,6 +21,8 @@ from typing import Any
 
 from processes import ROOT
 
+from ddpm.parent import STARTED_BY
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     ["ddpm.cli", "ddpm.training", "ddpm.data.digits", "ddpm.drawing", "hydra", "sklearn.datasets", "wandb"]
@@ -146,6 +148,7 @@ def _run(cwd: Path, told: Path, command: list[str], environment: dict[str, str],
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     os.chdir(cwd)
+    os.environ.pop(STARTED_BY, None)  # of a verb that a test has run in its own process
     os.environ.update(environment)
     file = os.open(told, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)

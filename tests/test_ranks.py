@@ -5,13 +5,17 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
+from compose import composed
 from forked import start
 from processes import ROOT, SMALL, verb
 
 from ddpm.callbacks.run_log import read
+from ddpm.errors import Refused
+from ddpm.trainer import build_trainer
 
 STILL = [
     "logger=[]",
@@ -82,6 +86,30 @@ def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(home):
     assert one == pytest.approx(two_, rel=1e-6)
     assert set(METRICS) < one.keys()
     assert len(list((folder / "checkpoints/nearest").glob("*.png"))) == 1
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "train"}
+SLURM |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "trainer", "refusal"),
+    [
+        (TORCHRUN | {"WORLD_SIZE": "2"}, "cpu", "torchrun has started 2 processes, and the trainer is of 1;"),
+        (TORCHRUN | {"WORLD_SIZE": "3"}, "ddp_cpu", "torchrun has started 3 processes, and the trainer is of 2;"),
+        (TORCHRUN | {"WORLD_SIZE": "1"}, "cpu", None),
+        (TORCHRUN | {"WORLD_SIZE": "2"}, "ddp_cpu", None),
+        ({"WORLD_SIZE": "2"}, "cpu", None),  # a variable of somebody else's
+        (SLURM, "ddp_cpu", "`--ntasks-per-node=4` does not match"),
+    ],
+)
+def test_as_many_processes_are_started_as_the_trainer_asks_for(environment, trainer, refusal, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    expected = pytest.raises(Refused, match=refusal) if refusal else nullcontext()
+    with expected:
+        build_trainer(composed(f"trainer={trainer}"))
 
 
 @pytest.mark.slow

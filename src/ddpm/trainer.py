@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ParallelStrategy
 
 from ddpm.build import Config
 from ddpm.callbacks.ema import EMA
@@ -47,7 +48,25 @@ def build_trainer(
     node["accelerator"] = device_of(node["accelerator"])
     made = {"callbacks": watched, "logger": list(loggers), "plugins": list(plugins)}
     trainer: Trainer = make(node, "trainer", default_root_dir=folder or NOWHERE, **made)
+    refuse_other_launch(trainer)
     return trainer
+
+
+def refuse_other_launch(trainer: Trainer) -> None:
+    """As many processes as the trainer asks for have to be there. One of a single device would not look, and each of
+    several would do the whole work."""
+    asked = trainer.num_devices * trainer.num_nodes
+    started = int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else asked
+    if started != asked:
+        raise Refused(
+            f"torchrun has started {started} processes, and the trainer is of {asked}; take trainer=ddp, or on CPUs "
+            "ddp_cpu, with trainer.devices processes on each of trainer.num_nodes nodes."
+        )
+    if isinstance(trainer.strategy, ParallelStrategy) and trainer.strategy.cluster_environment is not None:
+        try:
+            trainer.strategy.cluster_environment.validate_settings(trainer.num_devices, trainer.num_nodes)
+        except ValueError as fault:  # SLURM's tasks are others
+            raise Refused(str(fault)) from fault
 
 
 def refuse_absent(accelerator: str) -> None:
