@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -169,10 +170,23 @@ def test_a_clock_answers_each_round_and_ends_with_the_last():
             clock.tick()
     answers = [json.loads(line) for line in clock.answers.getvalue().splitlines()]
     assert steps == 5
-    assert [answer.keys() for answer in answers] == [{"seconds", "steps", "peak_memory_mb"}] * 2
-    assert [answer["steps"] for answer in answers] == [2, 3]
+    assert [answer.keys() for answer in answers] == [{"seconds", "steps", "settling", "peak_memory_mb"}] * 2
+    assert [(answer["steps"], answer["settling"]) for answer in answers] == [(2, 0), (3, 0)]
     with pytest.raises(Over):
         clock.begin()  # the other end is gone
+
+
+def test_the_step_that_a_gpu_settles_with_is_timed_apart():
+    clock = Pace(io.StringIO('{"steps": 1}\n'), io.StringIO(), CPU)
+    clock._settling = 1
+    clock.begin()
+    time.sleep(0.05)  # compiles
+    clock.tick()
+    with pytest.raises(Over):
+        clock.tick()
+    answer = json.loads(clock.answers.getvalue())
+    assert answer["steps"] == 1
+    assert answer["settling"] >= 0.05
 
 
 def test_a_short_batch_counts_as_what_it_is():

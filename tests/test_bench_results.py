@@ -32,6 +32,7 @@ WHO = {
     "other": contender("denoising-diffusion-pytorch default", "float32", "peer_denoising"),
     "floor": contender("floor", kind="floor"),
 }
+COMPILED = ("ours compiled", "diffusers compiled")
 COUNTED = {"ours": 100, "slow": 100, "fast": 100, "other": 50}  # GFLOP of an image forward
 STEPS = {"ours": (2, 2, 30), "slow": (16, 16), "fast": (8, 8, 60), "other": (4, 5, 60), "floor": (1, 1, 20)}
 
@@ -196,6 +197,20 @@ def test_a_document_gets_its_table_from_files_alone(content, tmp_path):
     assert "A note." in text
     assert "diffusers compiled (default) failed: no compiler" in text
     assert report.made_from(document) == ([file.name], report.markdown([file]))
+
+
+def test_what_compiling_took_stands_below_the_table():
+    who = [replace(contender(label), setting=Setting("default", "bf16", compiled=["default"])) for label in COMPILED]
+    told = result("train_step", ours=(2,))
+    told.timings |= {one.name: timing(one, 1, first=40.0 + k) for k, one in enumerate(who)}
+    told.facts |= {one.name: {} for one in who}
+    made = book()
+    made.add(results.record(told), {})
+    assert report.compile_times(made.content()) == (
+        "First steps, with compiling: ours, train_step in float32 (default): 40 s; "
+        "diffusers compiled, train_step in float32 (default): 41 s."
+    )
+    assert report.compile_times(filled().content()) == ""
 
 
 def test_a_document_without_marks_is_left_alone(tmp_path):

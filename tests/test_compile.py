@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from contextlib import nullcontext
+from typing import get_args
 
 import pytest
 import torch
@@ -8,11 +10,13 @@ from torch._inductor.cudagraph_trees import MarkStepBox
 from yamls import names, node
 
 from ddpm.build import build_diffusion, compile_network
+from ddpm.compile import Kernels
 from ddpm.data.facts import Facts
 from ddpm.errors import Refused
 from ddpm.instantiate import make
 from ddpm.model import UNet
 from ddpm.model.layers import Attention, ResidualBlock
+from ddpm.trainer import build_trainer, refuse_replays
 
 
 def tiny() -> UNet:
@@ -36,6 +40,15 @@ def test_without_a_compiler_it_is_refused(name):
     diffusion = build_diffusion(config, Facts("noise", (1, 8, 8), 17, (), ""))
     with torch._inductor.config.patch("cpp.cxx", ("no_such_compiler",)), pytest.raises(Refused, match=r"install g\+\+"):
         compile_network(config, diffusion)
+
+
+@pytest.mark.parametrize("mode", get_args(Kernels))
+def test_graphs_that_would_write_over_gradients_are_refused(mode):
+    asked = composed("compile=blocks", f"compile.mode={mode}", "trainer=cpu", "trainer.accumulate_grad_batches=2")
+    graphs = mode in ("max-autotune", "reduce-overhead")
+    with pytest.raises(Refused, match="no-cudagraphs") if graphs else nullcontext():
+        refuse_replays(asked, build_trainer(asked))
+    refuse_replays(asked, build_trainer(composed("trainer=cpu")))
 
 
 def test_a_step_begins_once_a_forward_pass_where_blocks_are_compiled():

@@ -8,11 +8,14 @@ import torch
 from compose import composed
 from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
+from yamls import names
 
-from ddpm.build import build_callbacks, build_data, build_module
+from ddpm.build import build_callbacks, build_data, build_diffusion, build_module, build_sampler
+from ddpm.sampling import draw
 from ddpm.trainer import build_trainer
 
 WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+WAITS.add(torch.ops.aten.lift_fresh.default)  # torch.tensor(...), which would have to be copied to the device
 
 
 class Watch(TorchDispatchMode):
@@ -59,4 +62,21 @@ def test_a_step_waits_for_nothing(objective, tmp_path):
     assert not watch.seen, watch.seen[0]
     with watch:
         torch.ones(1).item()
-    assert watch.seen  # it would have noticed
+    assert len(watch.seen) == 1  # it would have noticed
+    with watch:
+        torch.tensor([1])
+    assert len(watch.seen) == 2
+
+
+OURS = sorted({*names("sampler")} - {"diffusers"})  # whose tables are on the CPU
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_step_of_sampling_waits_for_nothing(name):
+    config = composed("model=tiny", "schedule.num_steps=6", f"sampler={name}", "sampler.num_steps=3")
+    data = build_data(config)
+    diffusion = build_diffusion(config, data.facts).eval()
+    sampler, indices = build_sampler(config, diffusion), torch.arange(2)
+    with Watch() as watch, torch.no_grad():
+        draw(diffusion, sampler, indices, data.facts.shape, seed=0)
+    assert not watch.seen, watch.seen[0]

@@ -168,6 +168,13 @@ def test_impossible_betas_are_refused(betas):
         NoiseSchedule(torch.tensor(betas))
 
 
+@pytest.mark.parametrize(("name", "change"), [("quadratic", {"beta_1": -1e-4}), ("cosine", {"offset": -1.0})])
+def test_numbers_that_have_no_root_or_no_angle_are_refused_by_name(name, change):
+    (key,) = change
+    with pytest.raises(Refused, match=rf"schedule\.{key}"):
+        make(node("schedule", name, **change), "schedule")
+
+
 def test_too_few_steps_are_refused():
     with pytest.raises(Refused, match="at least 2"):
         linear(num_steps=1, beta_1=1e-4, beta_T=0.02, rescale=False)

@@ -17,8 +17,9 @@ class Over(Exception):
 class Pace:
     """Rounds as the other end of a pipe asks for them, in lines of JSON: {"steps": n}, and 0 ends the task.
 
-    Each is answered by {"seconds": ..., "steps": done in them, "peak_memory_mb": ...}. On a GPU a round begins with
-    a step that is not timed, and ends by giving back the memory that it kept for the next: others need it too.
+    Each is answered by {"seconds": ..., "steps": done in them, "settling": ..., "peak_memory_mb": ...}. On a GPU a
+    round begins with a step of its own, settling, whose seconds do not count, and ends by giving back the memory that
+    it kept for the next: others need it too.
     """
 
     def __init__(self, asked: IO[str], answers: IO[str], device: torch.device) -> None:
@@ -27,7 +28,7 @@ class Pace:
         self._left = 0  # of the steps of this round, with those before the clock starts
         self._steps = 0
         self._done = 0.0
-        self._since = 0.0
+        self._asked = self._since = 0.0
 
     def begin(self) -> None:
         """Before the first step of a task. Waits for a round; raises Over where none is wanted."""
@@ -59,6 +60,7 @@ class Pace:
         if self._steps == 0:
             raise Over
         self._left = self._steps + self._settling
+        self._asked = perf_counter()
         if not self._settling:
             self._start()
 
@@ -73,7 +75,8 @@ class Pace:
         peak = megabytes(self.device)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.say(seconds=seconds, steps=self._done, peak_memory_mb=peak)
+        settling = self._since - self._asked if self._settling else 0.0
+        self.say(seconds=seconds, steps=self._done, settling=settling, peak_memory_mb=peak)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

@@ -176,7 +176,8 @@ class Race:
         """At least one step, which also tells how many fill a round."""
         worker, timing = self.workers[name], self.result.timings[name]
         worker.say(task=task)
-        seconds = timing.first = worker.round(1)["seconds"]
+        answer = worker.round(1)
+        seconds, timing.first = answer["seconds"], answer["settling"] or answer["seconds"]
         if (seconds < WARM_UP and not self.options.quick) or timing.contender.setting.compiled:
             seconds = worker.round(2)["seconds"] / 2
         steps[name] = self.result.group.problem.pass_steps if task == "epoch" else self.fill(seconds)

@@ -112,10 +112,23 @@ def best_settings(content: Content) -> str:
     return f"Best settings: {'; '.join(sorted(chosen))}." if chosen else ""
 
 
+def compile_times(content: Content) -> str:
+    """What the first step of everything compiled took, which is no part of a rate."""
+    took = [
+        f"{short(who)}, {row['row']} in {row['precision']} ({row['settings'][who]}): {seconds:,.0f} s"
+        for row in content["rows"]
+        if row.get("compiled")
+        for who, seconds in row["first_step_seconds"].items()
+        if who == "ours" or "compiled" in who
+    ]
+    return f"First steps, with compiling: {'; '.join(took)}." if took else ""
+
+
 def remarks(content: Content) -> list[str]:
     """What a reader has to know beside the table."""
     failed = [f"{name} failed: {said}" for name, said in content.get("failed", {}).items()]
-    return [text for text in (peaks(content), best_settings(content), *content.get("notes", []), *failed) if text]
+    found = (peaks(content), best_settings(content), compile_times(content), *content.get("notes", []), *failed)
+    return [text for text in found if text]
 
 
 def markdown(files: Sequence[Path]) -> str:

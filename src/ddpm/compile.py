@@ -9,6 +9,7 @@ from ddpm.errors import Refused
 from ddpm.model.layers import Attention, ResidualBlock
 
 Kernels = Literal["default", "max-autotune-no-cudagraphs", "max-autotune", "reduce-overhead"]
+GRAPHS = ("max-autotune", "reduce-overhead")  # the kernels of these are captured as CUDA graphs
 
 
 def blocks(*, network: nn.Module, mode: Kernels) -> None:

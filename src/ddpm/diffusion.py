@@ -87,14 +87,17 @@ class GaussianDiffusion(nn.Module):
 
     def posterior(self, x_0: Images, x_t: Images, t: Times, s: Times) -> Gaussian:
         """q(x_s | x_t, x_0), Eq. 6 and 7. At s = 0 its log-variance is that of the second step."""
+        return Gaussian(self._posterior_mean(x_0, x_t, t, s), self.schedule.log_beta_tilde(t, s).to(x_t))
+
+    def _posterior_mean(self, x_0: Images, x_t: Images, t: Times, s: Times) -> Images:
         of_x_0, of_x_t = posterior_coefficients(self.schedule, t, s)
-        mean = of_x_0.to(x_0) * x_0 + of_x_t.to(x_t) * x_t
-        return Gaussian(mean, self.schedule.log_beta_tilde(t, s).to(x_t))
+        mean: Images = of_x_0.to(x_0) * x_0 + of_x_t.to(x_t) * x_t
+        return mean
 
     def p(self, output: Output, x_t: Images, t: Times, s: Times, clip: bool | float) -> Gaussian:
         """p_theta(x_s | x_t), Eq. 1: of the `clipped` estimate of x_0, or of the mean that the network says."""
         x_0 = self.x_0(output, x_t, t, False if self.prediction.is_mean else clip)
-        mean = self.posterior(x_0, x_t, t, s).mean
+        mean = self._posterior_mean(x_0, x_t, t, s)
         return Gaussian(mean, self.sigma.log_var(self.schedule, t, s, output.v).to(x_t))
 
     def with_sigma(self, sigma: Sigma) -> "GaussianDiffusion":

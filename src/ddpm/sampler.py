@@ -89,7 +89,7 @@ class Sampler(ABC):
         self, diffusion: GaussianDiffusion, x_T: Images, noise: Noise, start: int | None = None
     ) -> Iterator[Step]:
         """All steps from x_T (b, c, h, w) to x_0, or from x_t at the first visited time not above `start`; `noise` is
-        asked once a step, for what enters x_s."""
+        asked once a step, for what enters x_s, unless nothing does."""
 
     def __call__(self, diffusion: GaussianDiffusion, x_T: Images, noise: Noise) -> Images:
         """x_0 from x_T, (b, c, h, w)."""
@@ -100,6 +100,11 @@ class Sampler(ABC):
 class Stepwise(Sampler):
     """A sampler whose steps know nothing of each other."""
 
+    @property
+    def is_noisy(self) -> bool:
+        """Does noise enter on the way?"""
+        return True
+
     @abstractmethod
     def step(self, diffusion: GaussianDiffusion, x_t: Images, t: Times, s: Times, eps: Images) -> tuple[Images, Images]:
         """x_s from x_t with noise eps, and the estimate of x_0 on the way: both (b, c, h, w)."""
@@ -109,7 +114,8 @@ class Stepwise(Sampler):
     ) -> Iterator[Step]:
         x_t = x_T
         for t, s in pairwise(time for time in self.times(diffusion.num_steps) if start is None or time <= start):
-            x_t, x_0 = self.step(diffusion, x_t, times(t, x_t), times(s, x_t), noise(s))
+            eps = noise(s) if self.is_noisy else torch.zeros_like(x_t)
+            x_t, x_0 = self.step(diffusion, x_t, times(t, x_t), times(s, x_t), eps)
             yield Step(s, x_t, x_0)
 
 
@@ -139,6 +145,10 @@ class DDIM(Stepwise):
     def name(self) -> str:
         return f"ddim_eta_{self.eta:g}" if self.eta else "ddim"
 
+    @property
+    def is_noisy(self) -> bool:
+        return self.eta > 0
+
     def step(self, diffusion: GaussianDiffusion, x_t: Images, t: Times, s: Times, eps: Images) -> tuple[Images, Images]:
         schedule = diffusion.schedule
         x_0, predicted = estimates(diffusion, x_t, t, self.clip)
@@ -166,6 +176,7 @@ class Heun(Stepwise):
     alpha_bar_t = 0, where the slope has no end, stay of the first order."""
 
     has_own_sigma = True
+    is_noisy = False
 
     def step(self, diffusion: GaussianDiffusion, x_t: Images, t: Times, s: Times, eps: Images) -> tuple[Images, Images]:
         schedule = diffusion.schedule

@@ -83,7 +83,7 @@ class NoiseSchedule(nn.Module):
         return torch.where(s.to(self.log_alpha_bar.device) == 0, self._log_beta_tilde_2(), self.beta_tilde(t, s).log())
 
     def _log_beta_tilde_2(self) -> Tensor:
-        two = torch.tensor([2])
+        two = torch.full((1,), 2, device=self.log_alpha_bar.device)  # made there: for a copy the host would wait
         return self.beta_tilde(two, two - 1).log()
 
 
@@ -121,6 +121,8 @@ def linear(*, num_steps: int, beta_1: float, beta_T: float, rescale: bool) -> Te
 
 def quadratic(*, num_steps: int, beta_1: float, beta_T: float) -> Tensor:
     """sqrt(beta) evenly spaced: "quad" of Ho et al.'s code, "scaled_linear" of others."""
+    if min(beta_1, beta_T) < 0:
+        raise Refused(f"schedule.beta_1={beta_1} and schedule.beta_T={beta_T} must not be negative.")
     roots = torch.linspace(beta_1**0.5, beta_T**0.5, _checked(num_steps), dtype=torch.float64)
     return roots.square()
 
@@ -157,6 +159,8 @@ def cosine(*, num_steps: int, offset: float, beta_max: float) -> Tensor:
 
     With c_t the angle from t to where the cosine vanishes, f(t) = sin^2 c_t, and 1 - f(t)/f(t-1) is
     sin(c_{t-1} - c_t) sin(c_{t-1} + c_t) / sin^2 c_{t-1}, in which nothing cancels."""
+    if not 0 <= offset < math.inf:
+        raise Refused(f"schedule.offset is {offset}; it must be 0 or more, 0.008 in the paper.")
     unit = math.pi / 2 / (1 + offset) / _checked(num_steps)
     c = unit * torch.arange(num_steps, -1, -1, dtype=torch.float64)
     betas = math.sin(unit) * (c[:-1] + c[1:]).sin() / c[:-1].sin().square()

@@ -16,6 +16,7 @@ from ddpm.build import Config
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.lifeline import Lifeline
 from ddpm.callbacks.patience import Patience
+from ddpm.compile import GRAPHS
 from ddpm.errors import Refused
 from ddpm.instantiate import make, target_of
 from ddpm.precision import BFloat16Mixed, device_of, precision
@@ -105,6 +106,15 @@ def refuse_scaling(cfg: Config, trainer: Trainer) -> None:
     if trainer.precision == "16-mixed" and cfg["optimizer"].get("fused"):
         raise Refused(
             "trainer.precision=16-mixed scales the loss, which a fused optimiser hides; add optimizer.fused=false."
+        )
+
+
+def refuse_replays(cfg: Config, trainer: Trainer) -> None:
+    """CUDA graphs own the gradients that they return, and write over them when the next micro-batch is replayed."""
+    if trainer.accumulate_grad_batches > 1 and (cfg.get("compile") or {}).get("mode") in GRAPHS:
+        raise Refused(
+            f"compile.mode={cfg['compile']['mode']} captures CUDA graphs, which do not keep the gradients of several "
+            "micro-batches; take compile.mode=max-autotune-no-cudagraphs, or trainer.accumulate_grad_batches=1."
         )
 
 
