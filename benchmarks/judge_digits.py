@@ -6,6 +6,7 @@ that lie nearer to a training image than the nearest 2.5 % of held-out digits do
 """
 
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +27,14 @@ def real(split: str) -> tuple[Pixels, np.ndarray]:
     return levels.flatten(1).numpy().astype(float), labels.numpy()
 
 
+def numbered(folder: Path) -> list[Path]:
+    """The numbered images of a folder."""
+    return sorted(folder.glob("[0-9]*.png"))
+
+
 def sampled(folder: Path) -> Pixels:
-    """The numbered images of a folder, in the grey levels of the data."""
-    images = [np.asarray(Image.open(path)) for path in sorted(folder.glob("[0-9]*.png"))]
+    """The same, in the grey levels of the data."""
+    images = [np.asarray(Image.open(path)) for path in numbered(folder)]
     return np.round(np.stack(images).reshape(len(images), -1) / 255 * 16)
 
 
@@ -66,6 +72,16 @@ def judge(samples: Pixels) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
-    for name, value in judge(sampled(Path(sys.argv[1]))).items():
+def main(arguments: Sequence[str]) -> None:
+    """Judge the images of one folder. Anything else ends in an error."""
+    if len(arguments) != 1 or not numbered(Path(arguments[0])):
+        sys.exit(
+            f"error: {' '.join(arguments) or 'nothing'} is no folder of images of sample.py; give one, as in "
+            "python benchmarks/judge_digits.py samples."
+        )
+    for name, value in judge(sampled(Path(arguments[0]))).items():
         print(f"{name}: {value:.4f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

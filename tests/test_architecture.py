@@ -51,18 +51,22 @@ def test_every_word_of_the_sentence_has_its_rooms():
         assert (ROOT / "tests" / f"test_{word}.py").exists()
 
 
-def test_the_verbs_show_their_config_without_waiting_for_what_is_heavy():
+def test_the_verbs_show_their_config_and_help_without_waiting_for_what_is_heavy():
     done = subprocess.run([sys.executable, "-c", SHOWN], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "_target_: ddpm.model.UNet" in done.stdout
-    assert done.stdout.count("_target_: ddpm.sampler.Ancestral") == 3
+    assert done.stdout.count("_target_: ddpm.sampler.Ancestral") == 6  # the help ends with the config
+    assert done.stdout.count("sampler: ancestral, ddim") == 3
 
 
 SHOWN = """
 import runpy, sys
-for name in ("train", "sample", "evaluate"):
-    sys.argv = [f"{name}.py", "--cfg", "job"]
-    runpy.run_path(f"{name}.py", run_name="__main__")
+from contextlib import suppress
+from itertools import product
+for name, flags in product(("train", "sample", "evaluate"), (["--cfg", "job"], ["--help"])):
+    sys.argv = [f"{name}.py", *flags]
+    with suppress(SystemExit):  # how --help ends; what it has said is looked at
+        runpy.run_path(f"{name}.py", run_name="__main__")
 heavy = {"torch", "lightning", "matplotlib", "wandb", "sklearn", "torchmetrics"} & sys.modules.keys()
 sys.exit(f"imported: {sorted(heavy)}" if heavy else 0)
 """

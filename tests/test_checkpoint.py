@@ -45,6 +45,14 @@ def test_a_checkpoint_opens_by_itself_with_either_weights(content, tmp_path):
         assert draw(ema.diffusion, sampler, torch.arange(2), DIGITS.shape, 0).shape == (2, 1, 8, 8)
 
 
+def test_a_checkpoint_without_an_average_has_raw_weights_whatever_is_asked_for(content, tmp_path):
+    path = saved(content, tmp_path)
+    assert [load(path, weights).weights for weights in ("ema", "raw")] == ["ema", "raw"]
+    del content["current_model_state"]
+    path = saved(content, tmp_path)
+    assert [load(path, weights).weights for weights in ("ema", "raw")] == ["raw", "raw"]
+
+
 @pytest.mark.parametrize("rescaled", [None, False, True])
 def test_the_schedule_is_rescaled_as_it_was_in_training(content, tmp_path, rescaled):
     """A file from before the choice, which does not name it, is not."""

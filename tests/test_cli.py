@@ -25,7 +25,7 @@ def trained(tmp_path_factory, cache):
     return cwd, folder, told
 
 
-def test_help_and_config_answer_without_torch(tmp_path):
+def test_help_and_config_answer_and_leave_nothing(tmp_path):
     assert "schedule: constant, cosine" in " ".join(typed("train", tmp_path, "--help").split())
     assert "_target_: ddpm.schedule.cosine" in typed("train", tmp_path, "--cfg", "job", "schedule=cosine")
     assert not list(tmp_path.iterdir())
@@ -204,8 +204,8 @@ def test_bad_input_ends_in_one_message(name, arguments, words, tmp_path):
         (["sigma=learned_range"], "not trained with"),
         (["label=3"], "takes no label"),
         (["guidance=3"], "guidance=3.0 has no use without a label; leave it out, or add label=NUMBER"),
-        (["guidance=nan"], "no finite number"),
-        (["guidance=-inf"], "no finite number"),
+        (["guidance=nan"], "guidance=nan is not possible: Input should be a finite number"),
+        (["guidance=-inf"], "finite number"),
         (["mode=inpainting", "mode.mask=nothing.png"], "no image at nothing.png"),
         (["weights=best"], "ema, raw"),
         (["num_images=0"], "at least 1"),
@@ -261,12 +261,21 @@ def test_a_sweep_gives_a_folder_a_job_one_wandb_group_and_a_table(home):
     assert "table.md" in told
 
 
+def test_a_job_that_was_refused_before_it_had_a_folder_is_in_the_table(tmp_path):
+    asked = [*SMALL, "resume=runs/nothing", "name=early"]
+    told = verb("train", tmp_path, "-m", "seed=0,???", *asked, ok=False)
+    for text in (told, (tmp_path / "runs/early/table.csv").read_text()):
+        assert "resume=runs/nothing is no run's folder" in text
+        assert "seed must be given" in text
+    assert not list((tmp_path / "runs/early").glob("*/status.json"))
+
+
 def test_a_refused_job_does_not_stop_a_sweep(home):
     small = [*SMALL, "name=sweep", "logger=[]"]
     told = verb("train", home, "-m", "sigma=learned_range,beta", "label_dropout=0.1,x", *small, ok=False)
     table = (home / "runs/sweep/table.csv").read_text()
     assert "objective=hybrid or vlb" in table
     assert "label_dropout=x is not possible" in table
-    assert "refused" in table
+    assert table.count("refused") == 3
     assert "finished" in table
     assert "Traceback" not in told

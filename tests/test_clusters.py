@@ -145,13 +145,13 @@ def test_a_failed_job_leaves_nothing_in_memory_while_its_error_is_kept(job):
     assert seen[0]() is None
 
 
-def agents(cwd: Path) -> list[subprocess.Popen]:
+def agents(cwd: Path, *arguments: str) -> list[subprocess.Popen]:
     """Two agents of torchrun, a node each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     nodes = ["--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
-    each = [*TWO, "trainer.devices=1", "trainer.num_nodes=2", "name=nodes"]
+    each = [*TWO, "trainer.devices=1", "trainer.num_nodes=2", "name=nodes", *arguments]
     return [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *nodes, f"--node-rank={k}", str(ROOT / "train.py"), *each],

@@ -204,6 +204,23 @@ def test_every_experiment_builds(name):
         (["trainer.log_every_n_steps=0"], "greater than 0"),
         (["trainer.val_check_interval=0"], "greater than 0"),
         (["trainer.val_check_interval=-1"], "greater than 0"),
+        (["trainer.gradient_clip_val=-1"], "greater than 0"),
+        (["trainer.gradient_clip_val=0"], "greater than 0"),
+        (["trainer.gradient_clip_val=nan"], "a finite number"),
+        (["trainer.gradient_clip_val=inf"], "a finite number"),
+        (["optimizer.lr=inf"], r"finite number\.$"),
+        (["optimizer.lr=nan"], "a finite number"),
+        (["optimizer.betas=[0.9,nan]"], "a finite number"),
+        (
+            ["objective=hybrid", "sigma=learned_range", "objective.bound_weight=nan"],
+            "bound_weight=nan.*a finite number",
+        ),
+        (["objective=min_snr", "objective.gamma=inf"], "a finite number"),
+        (["objective=p2", "objective.gamma=nan"], "a finite number"),
+        (["objective=p2", "objective.k=nan"], "a finite number"),
+        (["objective=truncated_snr", "objective.floor=nan"], "a finite number"),
+        (["label_dropout=nan"], "a finite number"),
+        (["input_perturbation=inf"], "a finite number"),
     ],
 )
 def test_impossible_values_are_refused_when_built_in_one_sentence(overrides, words, tmp_path):

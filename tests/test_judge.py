@@ -36,6 +36,13 @@ def test_training_images_are_copies_and_one_digit_alone_is_no_sample_of_them(jud
     assert ones[RATIO] < 0.2
 
 
+def test_anything_but_one_folder_of_images_ends_in_an_error(judge, tmp_path):
+    write_png(torch.zeros(1, 90, 90, dtype=torch.uint8), tmp_path / "grid.png")
+    for arguments in ([], [str(tmp_path)], [str(tmp_path / "none")], ["a", "b"]):
+        with pytest.raises(SystemExit, match=r"^error: .* is no folder of images"):
+            judge.main(arguments)
+
+
 def test_the_pictures_of_a_folder_are_read_back_to_their_levels_without_the_grid(judge, tmp_path):
     levels = judge.real("test")[0][:12]
     assert set(np.unique(levels)) == set(range(17))

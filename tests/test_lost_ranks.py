@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from forked import start, wait_for
 from processes import ROOT, SMALL
+from test_clusters import agents
 
 SECONDS = 15
 TWO = [*(text for text in SMALL if not text.startswith("trainer.accelerator")), "logger=[]", "trainer=ddp_cpu"]
@@ -103,8 +104,8 @@ def test_no_process_is_left_behind_whoever_started_the_ranks(tmp_path, launcher,
     command = [sys.executable, *launchers()[launcher], str(ROOT / "train.py")]
     with (tmp_path / "told").open("w") as told:
         process = subprocess.Popen(
-            [*command, *TWO, *LONG, "data.num_workers=2"],
-            cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=told, stderr=told,
+            [*command, *TWO, *LONG, "data.num_workers=2", "logger=wandb"],
+            cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}, stdout=told, stderr=told,
         )  # fmt: skip
     try:
         while not list(tmp_path.glob("runs/ddpm/*/checkpoints/last.ckpt")):
@@ -119,6 +120,27 @@ def test_no_process_is_left_behind_whoever_started_the_ranks(tmp_path, launcher,
         assert not left, (tmp_path / "told").read_text()
         assert f"error: rank {victim} was lost" in (tmp_path / "told").read_text()
         assert process.wait() != 0
+    finally:
+        for pid in processes_in(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_two_nodes_end_with_an_agent(tmp_path, lost):
+    """As where one machine of two goes down: nobody waits for it."""
+    processes = agents(tmp_path, "trainer.max_steps=100000")
+    try:
+        while not list(tmp_path.glob("runs/nodes/*/checkpoints/last.ckpt")):
+            assert all(process.poll() is None for process in processes), (tmp_path / "told_0").read_text()
+            time.sleep(0.2)
+        processes[lost].kill()
+        end = time.monotonic() + SECONDS
+        while (left := processes_in(tmp_path)) and time.monotonic() < end:
+            for process in processes:
+                process.poll()
+            time.sleep(0.1)
+        assert not left, (tmp_path / "told_0").read_text() + (tmp_path / "told_1").read_text()
     finally:
         for pid in processes_in(tmp_path):
             os.kill(pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+import torch
 from processes import verb
 from running import measured
 
@@ -22,6 +23,17 @@ def test_a_repeated_protocol_replaces_its_row_and_another_one_adds_one(brief_run
     assert rows[-1]["scores"]["fid_random"] == again
     keys = [row["protocol"]["weights_key"] for row in rows]
     assert len(set(keys)) == 2  # averaged and raw
+
+
+def test_a_row_says_which_weights_were_scored(brief_run, tmp_path):
+    """A run without EMA has raw ones, which stand where averages are asked for."""
+    content = torch.load(brief_run / "checkpoints/last.ckpt", weights_only=True)
+    del content["current_model_state"]
+    torch.save(content, tmp_path / "plain.ckpt")
+    for checkpoint, results in ((brief_run, "averaged.jsonl"), (tmp_path / "plain.ckpt", "plain.jsonl")):
+        measured(checkpoint, tmp_path / results)
+    kept = [rows_of(tmp_path / results)[0]["protocol"] for results in ("averaged.jsonl", "plain.jsonl")]
+    assert [protocol["weights"] for protocol in kept] == ["ema", "raw"]
 
 
 def test_a_bound_may_have_a_sigma_beside_a_sampler_that_has_its_own(brief_run, tmp_path):

@@ -81,6 +81,7 @@ def test_what_all_ranks_meet_with_is_said_once(tmp_path: Path, places: list[Path
 def test_rank_0_that_may_not_write_ends_the_others(tmp_path: Path, places: list[Path]) -> None:
     (tmp_path / "run").mkdir()
     run = locked(tmp_path / "run")
+    run.note(state="running")
     told = ended(nodes(tmp_path / "told", places, "train", *TWO, f"resume={tmp_path}/run"))
     run.lock.release()
     assert len(told) == 1, told

@@ -14,8 +14,7 @@ import torch
 from forked import start as forked
 from processes import SMALL, start, verb
 
-from ddpm.cli import without_place
-from ddpm.runs import label, status
+from ddpm.runs import label, status, without_place
 
 STILL = ["model.dropout=0.0", "lr_schedule=warmup", "optimizer.eps=0.01"]  # no signs of rounding
 QUICK = [text for text in SMALL if not text.startswith(("callbacks", "trainer.accelerator"))]
@@ -100,7 +99,7 @@ def test_a_killed_job_stops_no_other_and_the_same_sweep_goes_on_with_it(tmp_path
     asked = [text for text in LAUNCHERS[launcher] if "max_steps" not in text]
     sweep = [
         "-m",
-        "seed=0,1",
+        "seed=0,1,2",  # the last one waits for a place behind the first
         f"hydra/launcher={launcher}",
         *asked,
         "trainer.max_steps=60",
@@ -117,19 +116,20 @@ def test_a_killed_job_stops_no_other_and_the_same_sweep_goes_on_with_it(tmp_path
     assert process.returncode == 1
     assert "resume=auto goes on" in told
     ended = {row["seed"]: row["state"] for row in table(folder)}
-    assert ended["1"] == "finished", told
+    assert (ended["1"], ended["2"]) == ("finished", "finished"), told
     assert ended["0"] in ("killed", "failed")
-    other = run_of(folder, "seed=1") / "checkpoints/last.ckpt"
-    made = other.stat().st_mtime_ns
+    others = [run_of(folder, choice) / "checkpoints/last.ckpt" for choice in ("seed=1", "seed=2")]
+    made = [other.stat().st_mtime_ns for other in others]
     verb("train", tmp_path, *sweep)
     assert {row["state"] for row in table(folder)} == {"finished"}
-    assert other.stat().st_mtime_ns == made
+    assert [other.stat().st_mtime_ns for other in others] == made
     assert torch.load(victim / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 60
 
 
 @pytest.mark.slow
-def test_a_job_that_is_refused_beside_others_is_a_row_with_its_reason(tmp_path):
-    sweep = ["-m", "sigma=beta,learned", "hydra/launcher=joblib", *LAUNCHERS["joblib"], "name=sweep"]
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_job_that_is_refused_beside_others_is_a_row_with_its_reason(tmp_path, launcher):
+    sweep = ["-m", "sigma=beta,learned", f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "name=sweep"]
     process = start("train", tmp_path, *sweep)
     told, _ = process.communicate(timeout=400)
     assert process.returncode == 1

@@ -17,11 +17,11 @@ from running import run_as
 
 from ddpm import sweep
 from ddpm.checkpoint import load
-from ddpm.cli import plain, without_place
+from ddpm.cli import plain
 from ddpm.errors import Refused
 from ddpm.opening import data_of
 from ddpm.privacy import public, without_paths
-from ddpm.runs import label, note, status
+from ddpm.runs import label, note, status, without_place
 from ddpm.training import refuse_change
 from ddpm.wording import sentence
 

@@ -1,5 +1,9 @@
-"""The recipes of the papers, number by number: Ho et al. (2020), Appendix B, Table 2 and code; Nichol & Dhariwal
-(2021), README and code of improved-diffusion."""
+"""The recipes of the papers, number by number.
+
+Ho et al. (2020): Appendix B, Table 2 and code. Nichol & Dhariwal (2021): README and code of improved-diffusion, which
+give L_hybrid and L_vlb on the cosine schedule, and the code the scaled linear one. Their Appendix A, from memory and
+unchecked: that the rows of the linear schedule have dropout 0.1.
+"""
 
 from functools import cache
 from typing import Any

@@ -170,10 +170,11 @@ def test_a_full_disk_ends_the_run_with_a_message_and_leaves_the_checkpoint(expec
 ROOM = {  # when there is no more of it for a file than this, which what the run says, and its status, do not need
     "the log": Moment("ddpm.callbacks.checkpoint.SaveLast._rotate", 5, after=True, room=2_200),
     "a picture": Moment("ddpm.callbacks.samples.SampleGrid.draw", after=True, room=1_900),
+    "the loss curve": Moment("ddpm.training.training_report", room=1_900),
 }
 
 
-@pytest.mark.parametrize("name", ["the log", pytest.param("a picture", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["the log", *(pytest.param(name, marks=pytest.mark.slow) for name in [*ROOM][1:])])
 def test_a_disk_without_room_for_anything_else_ends_the_run_likewise(name: str, expected: Path, tmp_path: Path) -> None:
     code, told = last_words(start(tmp_path, *SHORT, *CHOSEN, "name=killed", moment=ROOM[name]))
     folder = only(tmp_path / "runs/killed")
@@ -182,7 +183,7 @@ def test_a_disk_without_room_for_anything_else_ends_the_run_likewise(name: str, 
     assert "error: there is no room left in runs/killed/" in told
     assert "Traceback" not in told
     assert status(folder)["state"] == "failed"
-    assert content(folder)["global_step"] == {"the log": 9, "a picture": 7}[name]
+    assert content(folder)["global_step"] == {"the log": 9, "a picture": 7, "the loss curve": 16}[name]
     assert_equal(finished(tmp_path, *CHOSEN), expected)
 
 

@@ -11,6 +11,7 @@ from ddpm.runs import finished, label, note, open_run, restarted, status
 
 def opened(root, overrides=("a=1",), resume=None):
     run = open_run(root, list(overrides), resume)
+    run.note(state="running")
     run.lock.release()
     return run
 
@@ -73,9 +74,26 @@ def test_a_second_process_is_kept_out(tmp_path):
     assert "another process is at work" in done.stderr
 
 
-def test_a_resume_of_nothing_is_refused(tmp_path):
-    with pytest.raises(Refused, match="no run's folder"):
-        open_run(tmp_path, [], str(tmp_path / "nowhere"))
+def test_a_resume_of_what_is_no_run_is_refused_and_leaves_nothing(tmp_path):
+    folder = opened(tmp_path / "runs").folder
+    (folder / "checkpoints/last.ckpt").mkdir(parents=True)  # as trainer=fsdp has it
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    inside = [folder / "checkpoints", folder / "checkpoints/last.ckpt", folder / "status.json"]
+    for wrong in (tmp_path / "nowhere", tmp_path / "empty", folder.parent, *inside):
+        with pytest.raises(Refused, match="no run's folder"):
+            open_run(tmp_path, [], str(wrong))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("trace", ["status.json", "checkpoints/last.ckpt", "checkpoints/previous.ckpt"])
+def test_a_run_goes_on_from_whatever_trace_it_left(tmp_path, trace):
+    """One that died before its first checkpoint has its status alone."""
+    (tmp_path / "run" / trace).parent.mkdir(parents=True)
+    (tmp_path / "run" / trace).write_text("{}")
+    run = open_run(tmp_path, [], str(tmp_path / "run"))
+    run.lock.release()
+    assert run.folder == tmp_path / "run"
 
 
 def test_a_run_is_finished_where_it_has_ended_as_it_is_asked_for(tmp_path):

@@ -1,6 +1,8 @@
 """What a sweep is looked over for before its first job, and what it ends with."""
 
 import csv
+import subprocess
+import sys
 
 import pytest
 from filelock import FileLock
@@ -11,9 +13,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from yamls import CONF
 
-from ddpm.errors import Refused
+from ddpm.errors import Failed, Refused
 from ddpm.runs import note as note_run
-from ddpm.sweep import Jobs, Table, finish, note, swept
+from ddpm.sweep import REFUSED, Jobs, Table, finish, note, swept
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,56 @@ def test_a_table_tells_who_runs_from_who_was_killed(tmp_path, capsys):
         Table().on_multirun_start(config(tmp_path, runs=str(tmp_path), name="name"))
         finish()
     assert [row[2] for row in rows(tmp_path / "name/table.csv")] == ["state", "killed", "running"]
+
+
+def ended(folder, overrides, error, mode=RunMode.MULTIRUN):
+    """The end of a job of train.py that has failed."""
+    end = JobReturn(overrides=overrides, status=JobStatus.FAILED)
+    end.return_value = error
+    Table().on_job_end(config(folder, overrides, mode=mode, runs=str(folder), name="name"), end)
+
+
+def test_a_job_that_was_refused_before_it_had_a_folder_has_a_row_until_the_next_sweep(tmp_path, capsys):
+    asked = config(tmp_path, runs=str(tmp_path), name="name")
+    Table().on_multirun_start(asked)
+    refused = tmp_path / "name/seed=3"
+    refused.mkdir(parents=True)
+    note_run(refused, state="refused", overrides=["seed=3"], reason="no seed 3")
+    ended(tmp_path, ["seed=1", "resume=a"], Refused("no run's\n folder"))
+    ended(tmp_path, ["seed=1", "resume=b"], Refused(f"{tmp_path}/b is none"))
+    ended(tmp_path, ["seed=3", "name=name"], Refused("no seed 3"))  # its run says so
+    ended(tmp_path, ["seed=4"], Failed("was killed"))  # it was a run
+    ended(tmp_path, ["seed=5"], Refused("no"), RunMode.RUN)
+    finish()
+    told = rows(tmp_path / "name/table.csv")
+    assert [row[1:3] for row in told] == [["seed", "state"], ["3", "refused"], ["1", "refused"], ["1", "refused"]]
+    assert [row[3] for row in told][:3] == ["reason", "no seed 3", "no run's folder"]
+    assert told[3][3].endswith(" is none")
+    assert str(tmp_path) not in "".join(map(str, told))
+    Table().on_multirun_start(asked)
+    finish()
+    assert [row[0] for row in rows(tmp_path / "name/table.csv")] == ["run", "seed=3"]
+    assert not (tmp_path / "name" / REFUSED).exists()
+
+
+def rebuilt(cwd, *arguments):
+    command = [sys.executable, "-m", "ddpm.sweep", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_a_table_is_built_again_from_the_folders_alone_and_of_nothing_else(tmp_path):
+    (tmp_path / "runs/name/seed=0").mkdir(parents=True)
+    note_run(tmp_path / "runs/name/seed=0", state="finished", overrides=["seed=0"], scores={"fid": 2.0})
+    ended(tmp_path / "runs", ["seed=1"], Refused("no"))
+    before = sorted(tmp_path.rglob("*"))
+    for arguments in ([], ["runs/nmae"], ["runs"]):
+        done = rebuilt(tmp_path, *arguments)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.endswith("is no folder of runs; give one, as in python -m ddpm.sweep runs/ddpm.\n")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert rebuilt(tmp_path, "runs/name").returncode == 0
+    assert [row[2] for row in rows(tmp_path / "runs/name/table.csv")] == ["state", "finished", "refused"]
 
 
 @pytest.mark.parametrize("verb", ["train", "sample", "evaluate"])

@@ -4,7 +4,6 @@ The graph is fixed by the mathematics and only its leaves are choices. Impossibl
 refused here, before anything runs.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
-from pydantic import PositiveInt, StrictInt
+from pydantic import PositiveFloat, PositiveInt, StrictInt
 
 from ddpm.compile import refuse_without_compiler
 from ddpm.data.facts import Facts
@@ -44,6 +43,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # the choices of a run, and what is asked
         "precision": str,
         "accelerator": str,
         "accumulate_grad_batches": PositiveInt,
+        "gradient_clip_val": PositiveFloat | None,  # Lightning would take -1 for none
         "log_every_n_steps": PositiveInt | None,
         "val_check_interval": PositiveInt | str | None,
     },
@@ -113,7 +113,7 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
     refuse_objective(objective, diffusion)
     if not 0 <= cfg["label_dropout"] < 1:
         raise Refused(f"label_dropout is {cfg['label_dropout']}; it must lie in [0, 1).")
-    if not 0 <= cfg["input_perturbation"] < math.inf:
+    if cfg["input_perturbation"] < 0:
         raise Refused(f"input_perturbation is {cfg['input_perturbation']}; it must be 0 or more (the paper: 0.1).")
     refuse_labels(cfg, facts)
     if cfg["trainer"]["max_steps"] == 0:

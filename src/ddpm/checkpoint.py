@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import FunctionType
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import FiniteFloat, NonNegativeInt, StrictBool
+from pydantic import AllowInfNan, NonNegativeInt, StrictBool
 from torch import Tensor, nn
 
 from ddpm import strangers
@@ -36,10 +36,11 @@ SINCE = {  # choices that older files do not name, as they were then
     "input_perturbation": 0.0,
     "zero_terminal_snr": False,
 }
+_Score = Annotated[float, AllowInfNan(True)]  # what was measured may be that bad
 # What a run goes on from; in lists, since a mapping alone would be taken for a node, whose target is looked up.
 OF_CALLBACKS: dict[str, dict[str, Any]] = {
     "SaveLast": {"log_bytes": list[NonNegativeInt]},
-    "Evaluate": {"best": list[FiniteFloat | None], "best_of": list[str | None], "scores": list[dict[str, float]]},
+    "Evaluate": {"best": list[float | None], "best_of": list[str | None], "scores": list[dict[str, _Score]]},
     "StopOnNonFinite": {"skipped": list[NonNegativeInt], "in_a_row": list[NonNegativeInt]},
 }
 WEIGHTS = {"ema": "state_dict", "raw": "current_model_state"}
@@ -55,6 +56,7 @@ class Loaded:
     facts: Facts
     step: int
     path: Path
+    weights: str  # which of them: without EMA there are only raw ones
 
 
 def load(path: str | Path, weights: str = "ema") -> Loaded:
@@ -79,7 +81,8 @@ def loaded(content: dict[str, Any], file: Path, weights: str) -> Loaded:
     except Refused as reason:
         raise Refused(f"{file} can not be opened: {reason}") from reason
     diffusion.load_state_dict(state)
-    return Loaded(diffusion.eval(), config, facts, content["global_step"], file)
+    held = weights if WEIGHTS["raw"] in content else "raw"
+    return Loaded(diffusion.eval(), config, facts, content["global_step"], file, held)
 
 
 def find(path: str | Path) -> Path:

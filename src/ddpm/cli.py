@@ -23,7 +23,7 @@ from omegaconf.resolvers.oc import env
 from ddpm import parent, sweep
 from ddpm.errors import Diverged, Failed, Refused
 from ddpm.jobs import IN_SWEEP, as_one_run, in_own_process, spoils_others
-from ddpm.privacy import without_paths
+from ddpm.runs import without_place
 from ddpm.signals import Stopped
 from ddpm.wording import sentence
 
@@ -184,13 +184,6 @@ def without_environment() -> Iterator[None]:
 def overrides() -> list[str]:
     """What this job changes of the defaults, apart from what only says where and how long it runs."""
     return without_place(HydraConfig.get().overrides.task)
-
-
-def without_place(
-    texts: Sequence[str], unnamed: tuple[str, ...] = ("name=", "resume=", "runs=", "checkpoint=", "results=")
-) -> list[str]:
-    """The overrides that do not only say where a job reads and writes, without absolute paths."""
-    return [without_paths(text) for text in texts if not text.startswith(unnamed)]
 
 
 def drawing() -> list[str]:

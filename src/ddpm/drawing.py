@@ -1,6 +1,5 @@
 """What `sample.py` does: a mode draws from a checkpoint into a folder."""
 
-import math
 import os
 from functools import partial
 from pathlib import Path
@@ -87,8 +86,6 @@ def refuse_label(label: int | None, model: Opened) -> None:
 
 def refuse_guidance(guidance: float, label: int | None) -> None:
     """Guidance leads from the images of no label to those of one: without a label it would be overlooked."""
-    if not math.isfinite(guidance):
-        raise Refused(f"guidance={guidance} is no finite number; 1 is none, and more than 1 draws nearer to the label.")
     if guidance != 1 and label is None:
         raise Refused(f"guidance={guidance} has no use without a label; leave it out, or add label=NUMBER.")
 

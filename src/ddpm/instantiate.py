@@ -102,16 +102,17 @@ def check_values(config: Node, kinds: Mapping[str, Any]) -> None:
 
 
 def check_value(value: Any, kind: Any, where: str) -> None:
-    """Refuse a plain value that is not of the kind an annotation asks for."""
+    """Refuse a plain value that is not of the kind an annotation asks for, and a number that is not finite."""
     if isinstance(value, Mapping) and "_target_" in value:
         return check(value, target_of(value, where), where, set())
     try:
-        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
         adapter.validate_json(json.dumps(value), strict=True)  # as JSON, whose lists may stand for tuples
     except (TypeError, RecursionError) as error:
         raise Refused(f"{where}={shortened(value)} is not possible: it holds more than numbers and words.") from error
     except ValidationError as error:
-        problems = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors()))
+        told = [detail["msg"] for detail in error.errors() if detail["type"] != "needs_python_object"]
+        problems = "; ".join(dict.fromkeys(told)) or "it takes an object with a _target_"
         raise Refused(f"{where}={shortened(value)} is not possible: {shortened(problems)}.") from error
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
         return None  # a type of a third party that no plain value has

@@ -97,7 +97,7 @@ def row(
         "weights_key": model.weights_key,
         "precision": precision(config["trainer"]["precision"], config["trainer"]["accelerator"]),
         "step": model.loaded.step,
-        "weights": config["weights"],
+        "weights": model.loaded.weights,
         "sampler": sampler,
         "sampler_times": len(model.sampler.times(model.loaded.diffusion.num_steps)) - 1,
         "sigma": dict(model.sigma) if evaluation.of_data or not model.sampler.has_own_sigma else None,

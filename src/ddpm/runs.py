@@ -22,6 +22,7 @@ from ddpm.meeting import CHOSEN, agreed, is_follower
 from ddpm.privacy import without_paths
 
 _LONGEST = 120
+_TRACES = ("status.json", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # a run leaves the first at its start
 
 
 def label(overrides: Sequence[str]) -> str:
@@ -32,6 +33,13 @@ def label(overrides: Sequence[str]) -> str:
     if len(name) <= _LONGEST and name == text:
         return name
     return f"{name[:_LONGEST]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def without_place(
+    texts: Sequence[str], unnamed: tuple[str, ...] = ("name=", "resume=", "runs=", "checkpoint=", "results=")
+) -> list[str]:
+    """The overrides that do not only say where a job reads and writes, without absolute paths."""
+    return [without_paths(text) for text in texts if not text.startswith(unnamed)]
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
     """The folder for a run: the newest of its name if it resumes (`auto`), the one named by `resume`, or a
     new one.
 
-    Raises Refused if it can not be written, or if another process is at work in it.
+    Raises Refused if `resume` names no run, if it can not be written, or if another process is at work in it.
     """
     if is_follower():
         return Run(Path(agreed(lambda: os.environ[CHOSEN])), None)
@@ -128,8 +136,11 @@ def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
 def _folder(root: Path, name: str, resume: str | None) -> Path:
     if resume not in (None, "auto"):
         folder = Path(str(resume))
-        if not folder.is_dir():
-            raise Refused(f"resume={resume} is no run's folder; give one, or resume=auto.")
+        if not any((folder / trace).exists() for trace in _TRACES):
+            raise Refused(
+                f"resume={resume} is no run's folder, which has a status.json or a checkpoint; give one, such as "
+                "runs/ddpm/default, or resume=auto."
+            )
         return folder
     taken = list(takewhile(lambda folder: not _is_free(folder), _numbered(root, name)))
     if resume == "auto" and taken:

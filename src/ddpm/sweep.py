@@ -1,11 +1,13 @@
 """A sweep ends with one table of overrides against scores: one of train.py with that of its folder of runs, one of
 evaluate.py with that of its jobs.
 
-The first is rebuilt by hand, for instance after a sweep was killed, with `python -m ddpm.sweep runs/NAME`.
+The first is rebuilt by hand, for instance after a sweep was killed, with `python -m ddpm.sweep runs/NAME`. Jobs
+of the last sweep that were refused before they had a folder have their notes beside the runs, in `.refused`.
 """
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -18,18 +20,22 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
 from rich.table import Table as Shown
 
-from ddpm.errors import Refused
+from ddpm import runs
+from ddpm.errors import Failed, Refused
+from ddpm.meeting import is_follower
 from ddpm.privacy import without_paths
-from ddpm.runs import state, status
 from ddpm.submitted import lost_jobs_fail
 from ddpm.wording import no_choice
 
 Noted = tuple[Path, dict[str, float]]  # the file of the results, and the scores
+
+REFUSED = ".refused"  # in a folder of runs: a folder of each job of its last sweep that has none of its own
 
 _runs: list[Path] = []  # the folders that the jobs of a sweep of train.py have theirs in
 _jobs: list[Path] = []  # the folder with what came of each job of a sweep of evaluate.py
@@ -51,10 +57,18 @@ class Table(Sweep):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         super().on_multirun_start(config)
-        dealt = {"runs": [config.runs], "name": [config.name]}
-        _runs.extend(
-            Path(runs) / name for runs, name in product(*(dealt | swept(config.hydra.overrides.task)).values())
-        )
+        dealt = {"runs": [config.runs], "name": [config.name]} | swept(config.hydra.overrides.task)
+        folders = [Path(root) / name for root, name in product(*dealt.values())]
+        _runs.extend(folders)
+        for notes in (folder / REFUSED for folder in folders):
+            if notes.is_dir() and not is_follower():
+                shutil.rmtree(notes)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        error = job_return._return_value
+        unread = isinstance(error, Refused | OmegaConfBaseException) and not isinstance(error, Failed)
+        if unread and config.hydra.mode == RunMode.MULTIRUN and not is_follower():
+            keep_refusal(Path(str(config.runs)) / str(config.name), list(config.hydra.overrides.task), error)
 
 
 class Jobs(Sweep):
@@ -80,6 +94,17 @@ def write(config: DictConfig, outcome: Mapping[str, Any]) -> None:
     part = file.with_name(f"{file.name}.part")  # the table takes what is whole
     part.write_text(json.dumps({"overrides": list(config.hydra.overrides.task), **outcome}))
     part.replace(file)
+
+
+def keep_refusal(folder: Path, overrides: Sequence[str], error: Exception) -> None:
+    """Note why a job was refused, unless its run says so itself."""
+    ours, reason = runs.without_place(overrides), without_paths(str(error))
+    for run in map(told, folder.glob("*/status.json")):
+        if run.get("overrides") == ours and reason in (run.get("reason") or ""):
+            return
+    place = folder / REFUSED / runs.label([without_paths(override) for override in overrides])
+    place.mkdir(parents=True, exist_ok=True)
+    runs.note(place, state="refused", overrides=ours, reason=" ".join(str(error).split()))
 
 
 def outcome(job_return: JobReturn) -> dict[str, Any]:
@@ -131,7 +156,12 @@ def finish() -> None:
 
 def show(folder: Path) -> None:
     """Write `table.csv` and `table.md` beside the runs of a folder, and print the table."""
-    present([as_row(file) for file in sorted(folder.glob("*/status.json"))], folder / "table")
+    present([as_row(file) for file in files_of(folder)], folder / "table")
+
+
+def files_of(folder: Path) -> list[Path]:
+    """What tells of the runs of a folder, and of the jobs of its last sweep that have none."""
+    return sorted(folder.glob("*/status.json")) + sorted(folder.glob(f"{REFUSED}/*/status.json"))
 
 
 def show_jobs(folder: Path) -> None:
@@ -172,16 +202,21 @@ def display(console: Console, columns: Mapping[str, Sequence[str]]) -> None:
 
 def as_row(file: Path) -> dict[str, str]:
     """One run: its overrides, how it ended and why, its scores."""
+    end = told(file)
+    return {"run": file.parent.name} | as_dict(end.get("overrides", [])) | as_outcome(end)
+
+
+def told(file: Path) -> dict[str, Any]:
+    """What a run tells of itself, also where it can not be read."""
     try:
-        told = status(file.parent) | {"state": state(file.parent)}
+        return runs.status(file.parent) | {"state": runs.state(file.parent)}
     except Refused as fault:
-        told = {"state": "unknown", "reason": str(fault)}
-    return {"run": file.parent.name} | as_dict(told.get("overrides", [])) | as_outcome(told)
+        return {"state": "unknown", "reason": str(fault)}
 
 
-def as_outcome(told: Mapping[str, Any]) -> dict[str, str]:
+def as_outcome(end: Mapping[str, Any]) -> dict[str, str]:
     """How it ended, its scores, and why it ended so."""
-    return {"state": told["state"]} | rounded(told.get("scores", {})) | {"reason": told.get("reason") or ""}
+    return {"state": end["state"]} | rounded(end.get("scores", {})) | {"reason": end.get("reason") or ""}
 
 
 def as_dict(overrides: Sequence[str]) -> dict[str, str]:
@@ -200,5 +235,15 @@ def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+def rebuild(arguments: Sequence[str]) -> None:
+    """What `python -m ddpm.sweep` does: the table of one folder of runs. Anything else ends in an error."""
+    if len(arguments) != 1 or not files_of(Path(arguments[0])):
+        sys.exit(
+            f"error: {' '.join(arguments) or 'nothing'} is no folder of runs; give one, as in "
+            "python -m ddpm.sweep runs/ddpm."
+        )
+    show(Path(arguments[0]))
+
+
 if __name__ == "__main__":
-    show(Path(sys.argv[1]))
+    rebuild(sys.argv[1:])

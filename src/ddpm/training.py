@@ -36,7 +36,7 @@ from ddpm.noise import Stream, scalar
 from ddpm.privacy import public
 from ddpm.report import announce, console, training_report
 from ddpm.runs import Run
-from ddpm.trainer import build_trainer, refuse_batch, refuse_scaling
+from ddpm.trainer import build_trainer, refuse_batch, refuse_replays, refuse_scaling
 
 PLACE_TYPES = {"name": str, "runs": str, "resume": str | None}
 ROOT_TYPES = {
@@ -79,6 +79,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     trainer = build_trainer(config, [StopWhenAsked(), *callbacks], [log, *loggers], plugins, run.folder)
     refuse_batch(data.batch_size, trainer)
     refuse_scaling(config, trainer)
+    refuse_replays(config, trainer)
     if start is not None:
         refuse_other(start.content, config, callbacks)
     beginning = Beginning(run, config, log, start)
@@ -88,9 +89,9 @@ def train(config: Config, run: Run) -> dict[str, float]:
     announce(config, trainer, module, run.folder)
     with room_in(run.folder):
         fit(trainer, module, data, beginning)
-    scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
-    if trainer.is_global_zero:
-        training_report(run.folder, log, scores)
+        scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
+        if trainer.is_global_zero:
+            training_report(run.folder, log, scores)
     return scores
 
 

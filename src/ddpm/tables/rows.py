@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddpm.cli import without_place
 from ddpm.errors import Refused
-from ddpm.runs import status
+from ddpm.runs import status, without_place
 from ddpm.sweep import as_dict
 from ddpm.tables.published import Row
 from ddpm.tables.running import Checkpoint, Result, among, jobs, known, opened, sweep

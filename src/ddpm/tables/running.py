@@ -15,9 +15,10 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ddpm.checkpoint import Loaded, load
-from ddpm.cli import quoted, without_place
+from ddpm.cli import quoted
 from ddpm.errors import Refused
 from ddpm.measuring import rows_of
+from ddpm.runs import without_place
 from ddpm.sweep import as_dict
 
 VERBS = Path(__file__).parents[3]
