@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.shares import shares
 from benchmarks.speed import floor, ours, pace
 from benchmarks.speed.pace import Over, Pace
 from benchmarks.speed.plan import CIFAR10_32, Contender, Options, Setting, cifar10, digits, groups
@@ -153,6 +154,14 @@ def test_a_layout_makes_such_a_tensor(shape, stride):
     made = floor.Layout(torch.Size(shape), stride, torch.bfloat16).filled(CPU)
     assert (made.shape, made.stride(), made.dtype) == (torch.Size(shape), stride, torch.bfloat16)
     assert floor.layout(made) == floor.Layout(torch.Size(shape), stride, torch.bfloat16)
+
+
+def test_the_shares_of_a_step_are_those_of_all_of_it():
+    found = shares(SMALL, "train_step", "float32", CPU, steps=2)
+    assert sum(found.values()) == pytest.approx(1)
+    parts = ("convolutions", "matrix products", "GroupNorm", "SiLU", "padding", "optimiser, clipping, average")
+    assert all(found[part] > 0 for part in parts)
+    assert found["the rest"] < 0.5
 
 
 def test_contenders_take_turns():

@@ -226,12 +226,17 @@ def test_a_verdict_that_is_read_late_stops_the_run_without_a_file(tmp_path: Path
 def test_an_image_that_is_gone_by_the_second_run_hides_nothing_else(tmp_path: Path) -> None:
     class Gone(Images):
         def trained_on(self, number: Tensor, device: torch.device) -> Any:
-            raise Refused("1.png can not be read")
+            raise Refused(f"{tmp_path}/1.png can not be read")
 
     data, module = Gone(bad(2)), small(Infinite())
-    with pytest.raises(Diverged, match=r"in step 2: it could not be run once more \(1.png can not be read\), on 8 tr"):
+    with pytest.raises(
+        Diverged, match=r"in step 2: it could not be run once more \(\S+1.png can not be read\), on 8 tr"
+    ):
         tiny_trainer(tmp_path, 8, stop(tmp_path, data)).fit(module, datamodule=data)
-    assert json.loads((tmp_path / "diverged.json").read_text())["where"] is None
+    noted = json.loads((tmp_path / "diverged.json").read_text())
+    assert noted["where"] is None
+    assert "1.png" in noted["why"]
+    assert str(tmp_path) not in noted["why"]  # the file may be handed on
 
 
 def test_the_file_of_an_earlier_attempt_goes(tmp_path: Path) -> None:
@@ -385,3 +390,15 @@ def one_rank(folder: str) -> None:
             trainer.fit(small(middle), datamodule=data)
         except Diverged as end:
             print(end)
+
+
+def test_weights_that_a_step_of_finite_gradients_lost_reach_no_file(tmp_path: Path) -> None:
+    data, module = Images(), small(Infinite())
+    trainer = tiny_trainer(tmp_path, 1, stop(tmp_path, data))
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "good.ckpt")
+    with torch.no_grad():
+        next(module.parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(Diverged, match="after step 1, whose loss and gradient were not"):
+        trainer.save_checkpoint(tmp_path / "bad.ckpt")
+    assert [path.name for path in tmp_path.glob("*.ckpt")] == ["good.ckpt"]

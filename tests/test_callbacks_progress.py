@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compose import composed
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tiny import Tiny, fit, tiny_trainer
 from torch import Tensor
 
 from ddpm.callbacks.progress import Progress
 from ddpm.data.stream import as_loader, index_batches
+from ddpm.trainer import build_trainer
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -82,3 +84,9 @@ def test_a_rank_without_images_says_that_it_waits(
     drawn(tmp_path, [], 3, monkeypatch)
     (line,) = capsys.readouterr().out.splitlines()
     assert line == "3 images are left to other ranks than this one, which waits for them."
+
+
+@pytest.mark.parametrize("chosen", [[], [Progress()]])
+def test_without_it_there_is_no_bar(chosen: list[Progress]) -> None:
+    made = build_trainer(composed("trainer=cpu"), chosen)
+    assert (made.progress_bar_callback is not None) == bool(chosen)

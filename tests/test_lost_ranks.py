@@ -84,9 +84,10 @@ def processes_in(cwd: Path) -> dict[int, bool]:
     return found
 
 
-def local_rank(pid: int) -> str:
+def told_to(pid: int, name: str) -> str:
+    """A number in a process' environment."""
     told = dict(item.partition(b"=")[::2] for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-    return told.get(b"LOCAL_RANK", b"0").decode()
+    return told.get(name.encode(), b"0").decode()
 
 
 def launchers() -> dict[str, list[str]]:
@@ -111,7 +112,9 @@ def test_no_process_is_left_behind_whoever_started_the_ranks(tmp_path, launcher,
         while not list(tmp_path.glob("runs/ddpm/*/checkpoints/last.ckpt")):
             assert process.poll() is None, (tmp_path / "told").read_text()
             time.sleep(0.2)
-        ranks = [pid for pid, is_rank in processes_in(tmp_path).items() if is_rank and local_rank(pid) == victim]
+        ranks = [
+            pid for pid, is_rank in processes_in(tmp_path).items() if is_rank and told_to(pid, "LOCAL_RANK") == victim
+        ]
         os.kill(min(ranks), signal.SIGKILL)  # the others of this rank are its loader workers
         end = time.monotonic() + SECONDS
         while (left := processes_in(tmp_path)) and time.monotonic() < end:
@@ -120,6 +123,26 @@ def test_no_process_is_left_behind_whoever_started_the_ranks(tmp_path, launcher,
         assert not left, (tmp_path / "told").read_text()
         assert f"error: rank {victim} was lost" in (tmp_path / "told").read_text()
         assert process.wait() != 0
+    finally:
+        for pid in processes_in(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["0", "1"])
+def test_a_signal_to_one_node_ends_both_and_neither_has_succeeded(tmp_path, node):
+    """Who started them would else not start the other one again."""
+    processes = agents(tmp_path, "trainer.max_steps=100000")
+    try:
+        while not list(tmp_path.glob("runs/nodes/*/checkpoints/last.ckpt")):
+            assert all(process.poll() is None for process in processes), (tmp_path / "told_0").read_text()
+            time.sleep(0.2)
+        (rank,) = [
+            pid for pid, is_rank in processes_in(tmp_path).items() if is_rank and told_to(pid, "GROUP_RANK") == node
+        ]
+        os.kill(rank, signal.SIGTERM)
+        assert all(process.wait(60) for process in processes)
+        assert "stopped by SIGTERM" in (tmp_path / "told_0").read_text()
     finally:
         for pid in processes_in(tmp_path):
             os.kill(pid, signal.SIGKILL)

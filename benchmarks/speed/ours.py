@@ -71,10 +71,9 @@ class Contender:
     def train(self, callbacks: list[str], loggers: list[str], pace: Pace) -> None:
         """The whole of train.py but for what interrupts training."""
         lists = [f"callbacks=[{','.join(callbacks)}]", f"logger=[{','.join(loggers)}]"]
-        bar = f"trainer.enable_progress_bar={'progress' in callbacks}"  # Lightning's own stands in where ours is not
         pacer = "+callbacks.pacer={_target_: benchmarks.speed.ours.Pacer}"
         with TemporaryDirectory() as folder:
-            train(self.config(*WITHOUT_ENDING, *lists, bar, pacer), Run(Path(folder), None))
+            train(self.config(*WITHOUT_ENDING, *lists, pacer), Run(Path(folder), None))
 
     def sample(self, pace: Pace) -> None:
         """Step after step of ancestral sampling, with the noise that enters each."""
@@ -90,7 +89,7 @@ class Contender:
         sampler, problem = wrap(build_sampler(cfg, diffusion)), self.spec.problem
         module = SamplingModule(diffusion, sampler, shape=problem.shape, seed=0, label=None, guidance=1.0)
         batches = DataLoader(Endless(problem.sample_batch), batch_size=None)
-        trainer = build_trainer({"trainer": cfg["trainer"] | {"enable_progress_bar": False}}, callbacks)
+        trainer = build_trainer(cfg, callbacks)
         trainer.predict(module, batches, return_predictions=False)
 
     def load(self, pace: Pace) -> None:

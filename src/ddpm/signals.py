@@ -79,8 +79,9 @@ def farewell(end: Stopped, first: bool, kept: str) -> None:
     cancels it, and SLURM ends one that it queues again by itself.
     """
     if not first:
-        end.code = 0  # else a launcher would kill rank 0 at its last words
-        return
+        if os.environ.get("GROUP_RANK", "0") == "0":
+            end.code = 0  # else a launcher would kill rank 0 at its last words
+        return  # a node without rank 0 has not succeeded, and is to be started again with it
     told = f"stopped by {end.by.name}; {kept}."
     job = _slurm_job()
     if end.by == signal.SIGUSR1 and job is not None:

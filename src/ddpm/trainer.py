@@ -16,6 +16,7 @@ from ddpm.build import Config
 from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.lifeline import Lifeline
 from ddpm.callbacks.patience import Patience
+from ddpm.callbacks.progress import Progress
 from ddpm.compile import GRAPHS
 from ddpm.errors import Refused
 from ddpm.instantiate import make, target_of
@@ -42,6 +43,8 @@ def build_trainer(
     if isinstance(node.get("val_check_interval"), int):
         node["val_check_interval"] *= node["accumulate_grad_batches"]
     watched = [Lifeline(folder=folder), Patience(), *callbacks]
+    if not any(isinstance(callback, Progress) for callback in watched):
+        node["enable_progress_bar"] = False  # Lightning's own would stand in
     if spreads(node.get("strategy")):
         refuse_sharding(node["precision"], watched)
         watched.append(WholeInValidation())

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from ddpm.callbacks.deferred import Deferred
 from ddpm.callbacks.lost import FILE, Lost, is_sharded
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Diverged, Refused
@@ -62,12 +63,12 @@ class StopOnNonFinite(Callback):
             torch.distributed.all_reduce(counts)
         step = trainer.global_step + 1
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            self.count(trainer, Verdict(step, counts, None))
+            self.count(trainer, Verdict(step, Deferred(counts, None)))
         elif self.may_wait(trainer, optimizer, counts):
             optimizer.found_inf = counts.sum().clamp(max=1)  # type: ignore[attr-defined]  # the loss scaler's own way
-            self._unread = Verdict.later(step, counts)
+            self._unread = Verdict(step, Deferred.of(counts))
         else:
-            self.judge(trainer, Verdict(step, counts, None))
+            self.judge(trainer, Verdict(step, Deferred(counts, None)))
 
     def may_wait(self, trainer: Trainer, optimizer: Optimizer, counts: Tensor) -> bool:
         """May the host read these later, since the device leaves a bad step out by itself? Not where a timestep
@@ -79,7 +80,7 @@ class StopOnNonFinite(Callback):
 
     def count(self, trainer: Trainer, verdict: "Verdict") -> None:
         """A step of a loss scaler, which reads the same numbers in a moment: waiting costs nothing."""
-        losses, gradients = verdict.read()
+        losses, gradients = verdict.counts.read()
         self.in_a_row = self.in_a_row + 1 if gradients else 0
         self.skipped += bool(gradients)
         if verdict.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -89,7 +90,7 @@ class StopOnNonFinite(Callback):
 
     def judge(self, trainer: Trainer, verdict: "Verdict") -> None:
         """Raises Diverged if the step was bad; all ranks come here together."""
-        losses, gradients = verdict.read()
+        losses, gradients = verdict.counts.read()
         if losses or gradients:
             what = "training loss" if losses else "gradient of the training loss"
             raise Lost(what, verdict.step, self.in_a_row).told(trainer, self.data, self.folder)
@@ -107,6 +108,11 @@ class StopOnNonFinite(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         self.check(trainer)
+        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+            raise Diverged(
+                f"The weights are nan or infinite after step {trainer.global_step}, whose loss and gradient were not; "
+                "they are not saved. Lower optimizer.lr."
+            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.check(trainer)
@@ -123,28 +129,10 @@ class StopOnNonFinite(Callback):
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many ranks met a bad loss and a bad gradient in a step, and when the host may read it."""
+    """How many ranks met a bad loss and a bad gradient in a step."""
 
     step: int
-    counts: Tensor
-    arrived: torch.cuda.Event | None
-
-    @classmethod
-    def later(cls, step: int, counts: Tensor) -> "Verdict":
-        """On its way to the host, behind its back; on a CPU it is there."""
-        if not counts.is_cuda:
-            return cls(step, counts, None)
-        on_host = torch.empty(counts.shape, pin_memory=True).copy_(counts, non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
-        return cls(step, on_host, arrived)
-
-    def read(self) -> tuple[float, float]:
-        """The two counts."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        losses, gradients = self.counts.tolist()
-        return losses, gradients
+    counts: Deferred
 
 
 def _gradient_norm(module: LightningModule) -> Tensor:

@@ -1,6 +1,7 @@
 """The parts of the U-Net of Ho et al. (2020), App. B, with what Nichol & Dhariwal (2021) change in them.
 
-Parts keep the memory format of what they are given: in channels_last nothing here makes a copy to leave it.
+Parts keep the memory format of what they are given: in channels_last nothing here makes a copy to leave it. On CUDA
+PyTorch's own GroupNorm does, unless it is compiled (`compile=blocks`).
 Under autocast, convolutions, linear maps and attention run in low precision, while the timestep embedding,
 the statistics of GroupNorm and the softmax are accumulated in float32.
 """
