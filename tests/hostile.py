@@ -1,5 +1,6 @@
 """Files that a stranger could hand over, each of them bad in one way; and a child process with little memory."""
 
+import ctypes
 import functools
 import io
 import multiprocessing
@@ -342,6 +343,30 @@ WHOLE: dict[str, Change] = {  # what else may be wrong with a file of ours
 }
 
 
+RATES: tuple[Any, ...] = (  # that a schedule of the learning rate may not bring along
+    *({"last_epoch": value} for value in ("x", None, -1, 0.5)),
+    *({"_step_count": value} for value in (None, [1], NAN)),
+    *({"base_lrs": value} for value in (5, None, ["x"])),
+    *({"_last_lr": value} for value in ([[1.0]], [10**400], [NAN])),
+    *({"lr_lambdas": value} for value in ([{"step": 1}], 5)),
+    *({name: 5} for name in ("step", "optimizer", "get_lr", "__class__", "x")),
+    {5: 5},
+    "x",
+)
+MOMENTS: dict[str, Callable[[dict[Any, Content]], object]] = {  # of the parameters (5, 3) and (5,), nor an optimiser
+    "flat": lambda kept: kept[0].update(exp_avg=torch.zeros(1)),
+    "large": lambda kept: kept[1].update(exp_avg_sq=torch.zeros(10**5)),
+    "of another parameter": lambda kept: kept[0].update(exp_avg=kept[1]["exp_avg"]),
+    "a number": lambda kept: kept[0].update(exp_avg=0.5),
+    "none": lambda kept: kept[1].pop("exp_avg_sq"),
+    "a step in words": lambda kept: kept[1].update(step="x"),
+    "a step of many": lambda kept: kept[1].update(step=torch.ones(5)),
+    "a step below 0": lambda kept: kept[1].update(step=torch.tensor(-1.0)),
+    "no step": lambda kept: kept[0].pop("step"),
+    "of no parameter": lambda kept: kept.update(x=kept[0]),
+}
+
+
 def parts() -> list[Content]:
     """The two parts of a checkpoint that is spread over ranks."""
     names = [name for name, value in whole()["state_dict"].items() if value.ndim and len(value) % 2 == 0]
@@ -453,6 +478,7 @@ def within(gigabytes: float, seconds: float, work: Callable[..., None], *argumen
 
 def _limited(gigabytes: float, pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no room for this work
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -13,11 +13,14 @@ from test_metric import kid, precision_recall
 from test_training import run, same, weights
 
 from ddpm.build import build_data, build_diffusion, build_metrics, build_sampler
+from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import read
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation
 from ddpm.metric import FID, FeatureBatch, Nearest, Pixels, RandomConv
+from ddpm.sampler import DDIM, Ancestral, Heun, Sampler
 from ddpm.sampling import SamplingModule
+from ddpm.scheduler_adapter import Diffusers
 
 
 class Followed(RandomConv):
@@ -176,7 +179,44 @@ def test_a_score_that_is_measured_otherwise_has_a_best_value_of_its_own(
     kept = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert kept["global_step"] == min(later, key=later.__getitem__)
     assert kept["callbacks"]["Evaluate"]["best"] == min(later.values())
-    assert kept["callbacks"]["Evaluate"]["best_of"] == "fid_random/ancestral_5 of 3 images"
+    assert kept["callbacks"]["Evaluate"]["best_of"].startswith("fid_random/ancestral_5 of 3 images, ")
+
+
+def test_scores_of_another_protocol_or_another_way_to_draw_are_told_apart(
+    parts: tuple[Evaluation, SamplingModule], tmp_path: Path
+) -> None:
+    evaluation, _ = parts
+    usual = {"num_steps": 3, "spacing": "leading", "clip": True}
+
+    def told(sampler: Sampler, monitor: str = "fid") -> str:
+        few = {"every_n_steps": 1, "num_images": 100, "batch_size": 40, "seed": 0, "folder": tmp_path}
+        callback = Evaluate(
+            monitor=monitor, metrics=evaluation.metrics, data=evaluation.data, evaluation_sampler=sampler, **few
+        )
+        return callback.told(monitor, "drawn")
+
+    scheduler = {"scheduler": "DDIMScheduler", "options": {}}
+    ways = [Ancestral(**usual), Ancestral(**usual | {"spacing": "trailing"}), Ancestral(**usual | {"clip": 0.99})]
+    ways += [Heun(**usual), DDIM(**usual, eta=0.0), DDIM(**usual, eta=0.5), Diffusers(**usual, **scheduler)]
+    before = [told(way) for way in ways]
+    assert len(set(before)) == len(ways)
+    assert told(Ancestral(**usual)) == before[0]
+    evaluation.metrics["fid"].features.key = "another weights file"
+    assert told(Ancestral(**usual)) not in before
+
+
+def test_a_best_score_of_before_its_protocol_was_kept_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [*BAD, "callbacks.evaluation.every_n_steps=1"]
+    folder = run(tmp_path / "run", *asked, "trainer.max_steps=1")
+    content = weights(folder)
+    content["callbacks"]["Evaluate"] |= {"best": -1.0, "best_of": "fid_random/ancestral_5 of 20 images"}
+    torch.save(content, folder / "checkpoints/last.ckpt")
+    run(tmp_path / "run", *asked, "trainer.max_steps=2")
+    kept = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
+    assert kept["callbacks"]["Evaluate"]["best"] == scores_of(folder)[2]
 
 
 def test_what_is_measured_in_training_is_what_evaluate_measures_of_the_averaged_weights(

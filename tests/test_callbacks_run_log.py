@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from processes import SMALL
+from running import run
 from tiny import Tiny, fit, tiny_trainer
 
 from ddpm.callbacks.learning_rate import LearningRate
@@ -55,6 +57,20 @@ def test_a_resumed_run_has_the_log_of_an_uninterrupted_one(tmp_path: Path) -> No
     assert max(read(log.path)["train/loss"]) == 4
     fit(tiny_trainer(tmp_path, 10, logger=again), Tiny(), tmp_path / "5.ckpt")
     assert read(again.path) == read(whole.path)
+
+
+def test_whatever_order_a_config_has_its_callbacks_in_a_resumed_run_repeats_no_row(tmp_path: Path) -> None:
+    """The learning rate of a step is logged as its batch starts, when the steps before it are saved."""
+    apart = ("callbacks.samples", "callbacks.evaluation", "trainer.log", "trainer.limit_val")
+    asked = [*(text for text in SMALL if not text.startswith(apart)), "logger=[]", "metric=[]", "optimized_metric=null"]
+    asked += ["callbacks=[learning_rate,checkpoint,ema_warmup]", "trainer.log_every_n_steps=1"]
+    asked += ["trainer.limit_val_batches=0"]
+    folder = run(tmp_path / "run", *asked)
+    (folder / "checkpoints/last.ckpt").unlink()
+    run(folder, *asked)  # from the one before, of step 3
+    rows = [line.split(",")[::2] for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert sum(name.startswith("lr-") for _, name in rows) == 6
+    assert len({(step, name) for step, name in rows}) == len(rows)
 
 
 def test_an_existing_log_is_continued_and_a_torn_line_dropped(tmp_path: Path) -> None:

@@ -68,11 +68,9 @@ def test_sampling_gives_pictures_a_grid_an_npz_and_the_way(trained):
     ]
     verb("sample", cwd, f"checkpoint={folder}", "out=drawn", "trainer=cpu", *asked)
     names = {path.name for path in (cwd / "drawn").iterdir()}
-    assert names == {f"{i:06d}.png" for i in range(5)} | {
-        ".lock",
-        "drawing.json",
+    assert names == {f"{i:06d}.png" for i in range(5)} | {".lock", "drawing.json", "overview", "samples.npz"}
+    assert {path.name for path in (cwd / "drawn/overview").iterdir()} == {
         "grid.png",
-        "samples.npz",
         "trajectory.png",
         "trajectory.webp",
     }
@@ -118,11 +116,12 @@ def test_a_killed_drawing_makes_what_is_missing_and_the_same_bytes(trained, png,
     kept = [path for path, made in before.items() if path.stat().st_mtime_ns == made]
     assert len(kept) >= len(before) - 1  # all but an image of a batch that was cut short
     verb("sample", cwd, *asked, f"out={whole.name}")
-    files = sorted(path for path in whole.iterdir() if path.suffix in (".png", ".npz"))
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*.*") if path.suffix in (".png", ".npz"))
     assert len(files) == 2 + 11 * (png == "true")
-    assert {path.name for path in killed.iterdir()} == {".lock", "drawing.json", *(path.name for path in files)}
+    left = {str(path.relative_to(killed)) for path in killed.rglob("*") if path.is_file()}
+    assert left == {".lock", "drawing.json", *map(str, files)}
     for path in files:
-        assert path.read_bytes() == (killed / path.name).read_bytes()
+        assert (killed / path).read_bytes() == (whole / path).read_bytes()
 
 
 def test_evaluation_keeps_one_row_a_protocol(trained):

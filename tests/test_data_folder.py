@@ -58,15 +58,26 @@ def levels(data: ImageFolder, split: str = "train") -> list[int]:
     return data.load(split)[range(len(data.load(split)))][0][:, 0, 0, 0].tolist()
 
 
-def bomb(path: Path, side: int = 50000) -> None:
-    """A PNG of a kilobyte that claims so many pixels a side."""
+def png(path: Path, *chunks: tuple[bytes, bytes]) -> None:
+    """A PNG of these chunks, each with its kind."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, body) for kind, body in (*chunks, (b"IEND", b""))))
+
+
+def bomb(path: Path, side: int = 50000) -> None:
+    """A PNG of a kilobyte that claims so many pixels a side."""
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**5))) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    png(path, (b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**5))))
+
+
+def vast(path: Path, side: int = 12000) -> None:
+    """A whole PNG of 20 kilobytes, of one bit a pixel, a palette and transparency: as RGBA it is of half a gigabyte."""
+    header, row = struct.pack(">IIBBBBB", side, side, 1, 3, 0, 0, 0), bytes(1 + side // 8)
+    palette = ((b"PLTE", bytes(6)), (b"tRNS", b"\0\xff"))
+    png(path, (b"IHDR", header), *palette, (b"IDAT", zlib.compress(row * side)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "YCbCr", "I;16", "I"])
@@ -212,6 +223,18 @@ def test_a_decompression_bomb_is_unreadable(side: int, tmp_path: Path) -> None:
     bomb(tmp_path / "bomb.png", side)
     with pytest.raises(UnreadableError, match="DecompressionBomb"):
         decoded(tmp_path / "bomb.png")
+
+
+def test_an_image_that_unpacks_to_half_a_gigabyte_is_unreadable(tmp_path: Path) -> None:
+    """A loader worker each would have its own."""
+    grey(tmp_path / "0.png", 7)
+    vast(tmp_path / "1.png")
+    data = folder(tmp_path)
+    with pytest.warns(UserWarning, match="1.png can not be read .*DecompressionBombWarning"):
+        assert levels(data) == [7, 7]
+    assert data.num_unreadable("train") == 1
+    with pytest.raises(Refused, match=r"1.png can not be read .*DecompressionBombWarning"):
+        levels(folder(tmp_path, unreadable_is_fatal=True))
 
 
 def test_a_bomb_in_a_text_of_a_png_is_unreadable(tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 """Data sets that the `datasets` library opens (an optional extra)."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from ddpm.data.huggingface import HuggingFace
+from ddpm.data.decode import Decoder
+from ddpm.data.huggingface import HuggingFace, Rows
 from ddpm.errors import Refused
+from ddpm.metric.source import probe
 
 
 def arguments(path: Path | str | None, cache: Path, **changes: Any) -> dict[str, Any]:
@@ -121,6 +125,54 @@ def test_a_folder_of_images_can_be_sliced(tmp_path_factory: pytest.TempPathFacto
     assert levels(data, "test") == [3]
     with pytest.warns(UserWarning, match=r"image 2 of .*train\[:3\].* can not be read"):
         assert levels(data, "train") == [0, 1, 0]
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (9, 7 + seed % 2), dtype=np.uint8))
+
+
+def written(kind: str, folder: Path, seeds: list[int]) -> str:
+    """A data set of such noise, as `save_to_disk` leaves it or as files."""
+    datasets = pytest.importorskip("datasets")
+    images = [noise(seed) for seed in seeds]
+    if kind == "saved":
+        rows = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
+        datasets.DatasetDict({"train": rows}).save_to_disk(folder)
+    else:
+        folder.mkdir()
+        for number, image in enumerate(images):
+            image.save(folder / f"{number:03d}.png")
+    return str(folder)
+
+
+def test_sizes_are_those_of_the_encoded_images_wherever_they_lie(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    noise(1).save(tmp_path / "x.png")
+    cells = [{"bytes": b"12345", "path": "gone.png"}, None, {"bytes": None, "path": str(tmp_path / "x.png")}]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = datasets.Dataset.from_dict({"image": cells}, features=features)
+    options = {"title": "x", "labels": torch.zeros(3), "decoder": Decoder(1, 4, 4), "unreadable_is_fatal": True}
+    assert Rows(rows=rows, **options).sizes() == [5, -1, (tmp_path / "x.png").stat().st_size]
+    assert Rows(rows=rows.select([2, 0]), **options).sizes() == [(tmp_path / "x.png").stat().st_size, 5]
+
+
+@pytest.mark.parametrize("kind", ["saved", "files"])
+def test_an_image_that_nobody_looks_into_tells_one_revision_from_another(
+    kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("revisions")
+    before = [*range(100)]
+    after = [*before[:2], 103, *before[3:]]  # 64 are looked into: 0, 1, 3, 4, 6, ...
+    places = [written(kind, tmp_path / name, seeds) for name, seeds in (("a", before), ("b", after))]
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    first, other, moved = (HuggingFace(**arguments(place, tmp_path / "cache")) for place in (*places, copy))
+    assert probe(first, "train") == probe(other, "train")
+    assert first.identity != other.identity
+    assert first.identity == moved.identity
+    moved.load_state_dict(first.state_dict())
+    other.load_state_dict({"identity": "100 images"})  # as runs kept it once
+    with pytest.raises(Refused, match="begun with other data"):
+        other.load_state_dict(first.state_dict())
 
 
 @pytest.mark.parametrize(

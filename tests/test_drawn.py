@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddpm.data.stream import index_batches
-from ddpm.drawn import Pictures, Shards, alone, numbered, open_drawing, stream, write_npz
+from ddpm.drawn import Pictures, Shards, alone, finished, numbered, open_drawing, stream, write_npz
 from ddpm.errors import Refused
 
 KINDS = [Pictures, Shards]
@@ -34,6 +34,19 @@ def test_half_a_batch_of_pictures_is_made_again(tmp_path):
     drawn.write(batch, images(4))
     numbered(tmp_path, 2).unlink()
     assert len(drawn.missing([batch])) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_a_loss_of_power_left_empty_is_made_again(kind, tmp_path):
+    drawn, batches = kind(tmp_path, 4), index_batches(4, 2, 0, 1)
+    for batch in batches:
+        drawn.write(batch, images(4)[batch])
+    name = "000003.png" if kind is Pictures else "shards/000002-000003.npz"
+    (tmp_path / name).write_bytes(b"")
+    assert [batch.tolist() for batch in drawn.missing(batches)] == [[2, 3]]
+    assert drawn.indices() == ({0, 1, 2} if kind is Pictures else {0, 1})
+    (tmp_path / "samples.npz").touch()
+    assert not finished(tmp_path / "samples.npz", 4)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

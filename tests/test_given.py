@@ -10,6 +10,7 @@ import torch
 from compose import composed
 from PIL import Image
 from running import measured
+from torch_fidelity.utils import glob_samples_paths
 
 from ddpm.drawing import draw_images
 from ddpm.errors import Refused
@@ -36,7 +37,7 @@ def drawn(brief_run, tmp_path_factory):
         draw_images(composed(*asked, f"out={folder / out}", f"png={png}", verb="sample"))
     shutil.copytree(folder / "both", folder / "png")
     (folder / "png/samples.npz").unlink()
-    shutil.copytree(folder / "png", folder / "others", ignore=shutil.ignore_patterns("drawing.json", "grid.png"))
+    shutil.copytree(folder / "png", folder / "others", ignore=shutil.ignore_patterns("drawing.json", "overview"))
     return folder
 
 
@@ -81,6 +82,13 @@ def test_the_neighbours_are_left_beside_the_results(brief_run, tmp_path, capsys)
         assert Image.open(picture).size[0] > 500
         with picture.with_suffix(".csv").open(newline="") as file:
             assert {line["sample"] for line in csv.DictReader(file)} == {f"{i}" for i in range(8)}
+
+
+def test_others_who_list_the_folder_find_its_images_alone(drawn):
+    """By torch-fidelity's own listing; pytorch-fid's looks into no folder below either."""
+    found = glob_samples_paths(str(drawn / "both"), False, "png,jpg,jpeg,webp", verbose=False)
+    assert sorted(found) == [str(drawn / f"both/{i:06d}.png") for i in range(9)]
+    assert [path.name for path in (drawn / "both/overview").iterdir()] == ["grid.png"]
 
 
 def test_no_more_is_read_than_is_looked_at(drawn):

@@ -3,13 +3,15 @@
 import os
 import pickle
 import sys
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import hostile
 import pytest
 import torch
-from hostile import BELOW, BETAS, CANARY, FACTS, PARTS, PICKLES, SECRET, TARGETS, VALUES, WEIGHTS, WHOLE
+from hostile import BELOW, BETAS, CANARY, FACTS, MOMENTS, PARTS, PICKLES, RATES, SECRET, TARGETS, VALUES, WEIGHTS, WHOLE
 from PIL import Image
 from safetensors.torch import save
 from yamls import node
@@ -26,6 +28,7 @@ from ddpm.metric.weights import tensors
 from ddpm.mode.files import read_image, read_mask
 from ddpm.opening import data_of
 from ddpm.runs import status
+from ddpm.training import refuse_misfit
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +222,11 @@ RESUMED = {
     "scores in words": {"callbacks": SAVED | {"Evaluate": {"best": None, "scores": {"fid": "x"}}}},
     "a module for scores": {"callbacks": SAVED | {"Evaluate": {"best": None, "scores": {"_target_": "this.s"}}}},
     "skipped steps in words": {"callbacks": SAVED | {"StopOnNonFinite": {"skipped": "x", "in_a_row": 0}}},
+    **{f"a learning rate with {str(more)[:40]}": {"lr_schedulers": [more]} for more in RATES},
+    "learning rates in words": {"lr_schedulers": "x"},
+    "a loss scaler in words": {"MixedPrecision": {"scale": "x"}},
+    "a loss scaler of other names": {"native_amp_scaling_state": {"step": 1}},
+    "averages of a step in words": {"callbacks": SAVED | {"EMA": {"latest_update_step": "x"}}},
     "an optimiser of nan": {"optimizer_states": [{"state": {0: {"step": torch.tensor(float("nan"))}}}]},
 }
 
@@ -230,6 +238,42 @@ def test_training_goes_on_from_nothing_that_is_not_plain(name, folder):
     assert resumable(written(folder, hostile.changed(lambda c: c.update(whole))))
     refused(resumable, written(folder, hostile.changed(lambda c: c.update(whole | RESUMED[name]))))
     assert "this" not in sys.modules
+
+
+def stepped():
+    """Another optimiser with the same state, and how it was made."""
+    make, network = partial(torch.optim.AdamW, fused=True), torch.nn.Linear(3, 5)
+    network(torch.randn(2, 3)).sum().backward()
+    first = make(network.parameters())
+    first.step()
+    return make, first, make(network.parameters())
+
+
+def test_the_state_of_an_optimiser_lies_as_its_parameters_do():
+    """A fused step reads and writes as many numbers in a row as they have."""
+    make, first, again = stepped()
+    content = deepcopy(first.state_dict())
+    content["state"][0]["exp_avg"] = content["state"][0]["exp_avg"].t().contiguous().t()
+    content["state"][0]["exp_avg_sq"] = torch.rand(15).as_strided((5, 3), (1, 1), 8)
+    overlapping = content["state"][0]["exp_avg_sq"].clone()
+    again.load_state_dict(content)
+    refuse_misfit(again, make)
+    weight = again.param_groups[0]["params"][0]
+    for name, value in (("exp_avg", first.state[weight]["exp_avg"]), ("exp_avg_sq", overlapping)):
+        assert again.state[weight][name].stride() == weight.stride()
+        assert torch.equal(again.state[weight][name], value)
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_an_optimiser_goes_on_from_nothing_but_its_own(name):
+    make, first, again = stepped()
+    again.load_state_dict(deepcopy(first.state_dict()))
+    refuse_misfit(again, make)
+    content = deepcopy(first.state_dict())
+    MOMENTS[name](content["state"])
+    with pytest.raises((ValueError, AttributeError, KeyError)):  # which end a run before it has begun
+        again.load_state_dict(content)
+        refuse_misfit(again, make)
 
 
 SHAPED = ("harmless", "terabyte", "one number", "many tensors", "%")  # of weights the shapes are compared later

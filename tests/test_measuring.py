@@ -7,6 +7,7 @@ import torch
 from processes import verb
 from running import measured
 
+from ddpm import measuring
 from ddpm.errors import Refused
 from ddpm.measuring import commit, rows_of
 
@@ -43,6 +44,14 @@ def test_a_bound_may_have_a_sigma_beside_a_sampler_that_has_its_own(brief_run, t
     assert beta != tilde
     with pytest.raises(Refused, match="its own sigma"):
         measured(brief_run, tmp_path / "r.jsonl", "sampler=ddim", "sigma=beta")
+
+
+def test_terms_that_another_code_has_kept_are_not_gone_on_with(brief_run, tmp_path, monkeypatch):
+    asked = ["metric=[bits_per_dim]", "metric.bits_per_dim.num_images=4", "metric.bits_per_dim.batch_size=4"]
+    for codes in (1, 1, 2):
+        monkeypatch.setattr(measuring, "_CODE", measuring._CODE + codes - 1)
+        measured(brief_run, tmp_path / "r.jsonl", *asked)
+        assert len(list((tmp_path / "terms").glob("*/00000000-00000003.npz"))) == codes
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pickle
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from metric_data import classes_apart, digits
+from metric_data import Few, classes_apart, digits
 from scipy.linalg import sqrtm
 from test_metric_features import noise
 from torch import Tensor
@@ -23,12 +24,15 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
+from ddpm.drawn import Pictures
 from ddpm.errors import Refused
 from ddpm.images import from_levels
 from ddpm.metric import FID, KID, FeatureBatch, Inception, InceptionScore, PrecisionRecall, Scores
 from ddpm.metric.fid import frechet_distance
 from ddpm.metric.inception_network import URL
 from ddpm.metric.reference import statistics_of
+from ddpm.mode.reverse import OVERVIEW
+from ddpm.pictures import write_grid
 
 State = dict[str, Tensor]
 
@@ -177,22 +181,32 @@ def test_a_missing_file_is_downloaded(monkeypatch: pytest.MonkeyPatch, layout: S
     assert (tmp_path / "home" / "hub" / "checkpoints" / "weights.pth").stat().st_size > 0
 
 
+def colourful(data: Few) -> Few:
+    """The same digits, each in red, with others in green and blue."""
+    splits = {
+        name: replace(images, levels=torch.cat([images.levels.roll(k, 0) >> k for k in range(3)], 1))
+        for name, images in data.splits.items()
+    }
+    return replace(data, facts=replace(data.facts, shape=(3, 8, 8)), splits=splits)
+
+
 def test_features_are_torch_fidelitys_of_the_same_file(weights: Path) -> None:
-    """Grey repeated to three channels; a file without counts of batches will do, as the true one."""
+    """Grey repeated to three channels, colours in their order; a file without counts of batches will do, as the true
+    one."""
     state = torch.load(weights, weights_only=True)
     theirs = FeatureExtractorInceptionV3("x", ["2048", "logits_unbiased"], str(weights))
     bare = {name: value for name, value in state.items() if "num_batches" not in name}
     torch.save(bare, weights.with_name("bare.pth"))
     ours, before = Inception(weights=str(weights.with_name("bare.pth"))), torch.get_rng_state()
-    data = digits(train=2)
-    ours.prepare(data)
+    ours.prepare(digits(train=2))
     assert torch.equal(before, torch.get_rng_state())
-    pixels = data.pixels("train")
-    said = ours(pixels)
-    want = theirs(pixels.repeat(1, 3, 1, 1))
-    assert torch.equal(said.features, want[0])
-    assert said.logits is not None
-    assert torch.equal(said.logits, want[1])
+    for channels in (1, 3):
+        pixels = torch.randint(256, (2, channels, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+        said = ours(pixels)
+        want = theirs(pixels.expand(-1, 3, -1, -1).contiguous())
+        assert torch.equal(said.features, want[0])
+        assert said.logits is not None
+        assert torch.equal(said.logits, want[1])
 
 
 @pytest.mark.parametrize(("count", "splits"), [(101, 1), (101, 10), (40, 3), (10, 10)])
@@ -223,7 +237,7 @@ class Pixels(torch.utils.data.Dataset[Tensor]):
     """uint8 RGB images, as torch-fidelity wants them."""
 
     def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels.expand(-1, 3, -1, -1)
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -234,8 +248,11 @@ class Pixels(torch.utils.data.Dataset[Tensor]):
 
 @pytest.mark.slow
 def test_scores_are_those_of_torch_fidelitys_own_command(weights: Path, tmp_path: Path) -> None:
-    """Ours of digits of all classes against zeros, in other batches than theirs."""
-    data, samples = classes_apart(8), digits(train=13)
+    """Ours of digits of all classes against zeros, all in colours, in other batches than theirs; the samples lie in a
+    folder as sample.py leaves it."""
+    data, samples = colourful(classes_apart(8)), colourful(digits(train=13))
+    Pictures(tmp_path, 13).write(torch.arange(13), samples.pixels("train"))
+    write_grid(samples.pixels("train"), tmp_path / OVERVIEW / "grid.png")
     options: dict[str, Any] = {
         "features": Inception(weights=str(weights)),
         "cache": str(tmp_path),
@@ -255,7 +272,7 @@ def test_scores_are_those_of_torch_fidelitys_own_command(weights: Path, tmp_path
     for number in torch.arange(13).split(5):
         scores.update(from_levels(samples.load("train").levels[number], 17), number)
     ours = scores.compute()
-    theirs = theirs_of(weights, samples.pixels("train"), data.pixels("train"))
+    theirs = theirs_of(weights, tmp_path, data.pixels("train"))
     distance_of_classes = fid.of_unseen(8)
     assert distance_of_classes is not None
     assert distance_of_classes > 1
@@ -270,10 +287,10 @@ def test_scores_are_those_of_torch_fidelitys_own_command(weights: Path, tmp_path
     assert ours["precision_recall"] == theirs["f_score"]
 
 
-def theirs_of(weights: Path, samples: Tensor, real: Tensor) -> dict[str, float]:
-    """All scores by torch-fidelity, on Inception's features."""
+def theirs_of(weights: Path, samples: Path, real: Tensor) -> dict[str, float]:
+    """All scores of a folder by torch-fidelity, on Inception's features."""
     return calculate_metrics(
-        input1=Pixels(samples),
+        input1=str(samples),
         input2=Pixels(real),
         isc=True,
         isc_splits=3,
@@ -294,7 +311,7 @@ def by_scipy(weights: Path, *images: Tensor) -> float:
     """FID by the matrix square root of float64 covariances, on torch-fidelity's features."""
     network = FeatureExtractorInceptionV3("x", ["2048"], str(weights))
     with torch.no_grad():
-        features = [network(pixels.repeat(1, 3, 1, 1))[0].double().numpy() for pixels in images]
+        features = [network(pixels)[0].double().numpy() for pixels in images]
     mu, other_mu = (x.mean(0) for x in features)
     sigma, other = (np.cov(x, rowvar=False) for x in features)
     root = sqrtm(sigma @ other).real

@@ -13,10 +13,12 @@ from test_metric import kid, random_features, seen
 from test_metric_dinov2 import Shallow, weights
 
 from ddpm.data.image_data import TensorSet
+from ddpm.drawn import Pictures, open_drawing
 from ddpm.errors import Refused
 from ddpm.images import write_png
 from ddpm.metric import FID, FrechetDistance, reference
 from ddpm.metric.real import real
+from ddpm.pictures import write_grid
 
 
 def fid(cache: Path, reference: str) -> FID:
@@ -62,6 +64,31 @@ def test_a_changed_file_of_a_folder_is_another_reference_also_where_nobody_looks
     assert after.probe == before.probe
     assert after.identity != before.identity
     assert after.identity == real(data, str(tmp_path)).identity
+
+
+def test_of_a_drawing_the_numbered_images_are_the_reference(tmp_path: Path) -> None:
+    """Not its overview, nor a grid beside them as there once was."""
+    data, drawn = digits(train=12), Pictures(tmp_path, 12)
+    pixels = data.pixels("train")
+    open_drawing(drawn, {"seed": 0}, write=True)
+    drawn.write(torch.arange(12), pixels)
+    for path in (tmp_path / "overview/grid.png", tmp_path / "grid.png"):
+        write_grid(pixels, path)
+    images = real(data, str(tmp_path))
+    assert len(images) == 12
+    assert torch.equal(images.data.load("train")[range(12)][0], pixels)
+    (tmp_path / "000003.png").write_bytes(b"")
+    with pytest.raises(Refused, match="is not finished"):
+        real(data, str(tmp_path))
+
+
+def test_statistics_of_another_code_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = digits(train=60, test=30)
+    assert mean(fid(tmp_path, "train"), data) != 7
+    plant(tmp_path, 16)
+    assert mean(fid(tmp_path, "train"), data) == 7
+    monkeypatch.setattr(reference, "_CODE", reference._CODE + 1)
+    assert mean(fid(tmp_path, "train"), data) != 7
 
 
 def mean(metric: FrechetDistance, data: Few) -> float:

@@ -390,7 +390,7 @@ def test_every_mode_draws_for_a_label_or_refuses_it(name, trained, tmp_path, mon
         drawn(trained, "mode=forward")
     else:
         drawn(trained, f"mode={name}", "label=3", "guidance=2.0")
-    assert (tmp_path / "out" / ("grid.png" if name == "reverse" else f"{name}.png")).exists()
+    assert (tmp_path / "out" / ("overview/grid.png" if name == "reverse" else f"{name}.png")).exists()
     for picture in (tmp_path / "out").rglob("*.png"):
         Image.open(picture).verify()
     singles = {"reverse": 3, "inpainting": 9, "image_to_image": 9}
@@ -448,3 +448,18 @@ def test_figures_are_made_in_the_trainers_precision(trained, tmp_path):
         assert torch.is_autocast_enabled("cpu")
         assert within.module.device.type == "cpu"
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_pictures_that_are_gone_are_made_again_also_where_all_images_lie_in_an_npz(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["mode=reverse", "npz=true", "batch_size=2", "trajectory=true"]
+    drawn(trained, *asked)
+    files = {path: path.read_bytes() for path in Path("out").rglob("*.*") if path.is_file()}
+    assert {path.name for path in Path("out").iterdir() if path.suffix == ".png"} == {f"00000{i}.png" for i in range(3)}
+    assert {path.name for path in Path("out/overview").iterdir()} == {"grid.png", "trajectory.png", "trajectory.webp"}
+    Path("out/000001.png").unlink()
+    Path("out/000002.png").write_bytes(b"")
+    Path("out/overview/grid.png").unlink()
+    drawn(trained, *asked)
+    for path, content in files.items():
+        assert path.read_bytes() == content, path

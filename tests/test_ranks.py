@@ -12,6 +12,8 @@ import torch
 from compose import composed
 from forked import start
 from processes import ROOT, SMALL, verb
+from running import UNSCORED
+from test_meeting import ended, nodes
 
 from ddpm.callbacks.run_log import read
 from ddpm.errors import Refused
@@ -86,6 +88,29 @@ def test_two_ranks_train_validate_sample_evaluate_and_resume_like_one(home):
     assert one == pytest.approx(two_, rel=1e-6)
     assert set(METRICS) < one.keys()
     assert len(list((folder / "checkpoints/nearest").glob("*.png"))) == 1
+
+
+@pytest.mark.parametrize("steps", [8, pytest.param(6, marks=pytest.mark.slow)])  # 6: rank 0 has none left to do
+def test_ranks_that_see_different_checkpoints_are_refused(steps, brief_run, tmp_path):
+    """Two machines whose folders of runs are their own: the second one would begin anew."""
+    places = [tmp_path / "first", tmp_path / "second"]
+    for place in places:
+        place.mkdir()
+    start(tmp_path, "--version").wait()  # what the processes import takes long
+    shutil.copytree(brief_run, places[0] / "run")
+    last = places[0] / "run/checkpoints/last.ckpt"
+    before = [path.read_bytes() for path in (last, last.parents[1] / "config.yaml", last.parents[1] / "metrics.csv")]
+    alone = [text for text in UNSCORED if not text.startswith(("trainer.accelerator", "trainer.max_steps"))]
+    job = nodes(
+        tmp_path / "told", places, "train", *alone, "trainer=ddp_cpu", "resume=run", f"trainer.max_steps={steps}"
+    )
+    assert ended(job) == [
+        "error: the ranks find other checkpoints in run, of the steps 0, 6; give a folder that all nodes share "
+        "(runs=FOLDER or resume=FOLDER)."
+    ]
+    after = [path.read_bytes() for path in (last, last.parents[1] / "config.yaml", last.parents[1] / "metrics.csv")]
+    assert after == before
+    assert not list(places[1].rglob("*.ckpt"))
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0"}

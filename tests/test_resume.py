@@ -2,13 +2,16 @@
 
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from compose import composed
 from forked import Job, Moment, start, wait_for
+from hostile import within
 from killing import (
     ONE,
     RICH,
@@ -28,12 +31,12 @@ from killing import (
 from wandb_file import histories
 
 from ddpm.callbacks.checkpoint import LAST, NEW, PREVIOUS, SaveLast
-from ddpm.callbacks.run_log import read
-from ddpm.checkpoint import resumable
+from ddpm.callbacks.run_log import RunLog, read
+from ddpm.checkpoint import Unreadable, resumable
 from ddpm.checkpoint_io import AtomicCheckpointIO
 from ddpm.loggers import kept_id
-from ddpm.runs import locked, status
-from ddpm.training import newest
+from ddpm.runs import Run, locked, status
+from ddpm.training import Beginning, newest
 
 CHOSEN = [*ONE, *RICH]
 MOMENTS = {  # in this order, each later than the checkpoint before it
@@ -218,6 +221,44 @@ def test_one_wrong_bit_of_the_last_checkpoint_gives_way_to_the_one_before_it(exp
     last.unlink()
     assert newest(run).path == previous
     run.lock.release()
+
+
+def test_a_checkpoint_that_can_not_be_read_now_is_not_taken_for_a_damaged_one(expected: Path, tmp_path: Path) -> None:
+    """Of a disk with an error, or in too little memory."""
+    run = locked(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    last, previous = run.last_checkpoint, run.last_checkpoint.with_name(PREVIOUS)
+    previous.write_bytes((expected / "checkpoints" / LAST).read_bytes())
+    last.symlink_to("/proc/self/mem")  # whose first bytes no process may read
+    with pytest.raises(Unreadable, match=r"last.ckpt can not be read \(Input/output error\)"):
+        newest(run)
+    last.unlink()
+    torch.save({"weights": torch.zeros(50_000_000)}, last)
+    within(0.05, 60, lacks_memory, run)
+    assert last.exists()
+    run.lock.release()
+
+
+def lacks_memory(run: Run) -> None:
+    with pytest.raises(Unreadable, match=r"last.ckpt can not be read \(Cannot allocate memory\)"):
+        newest(run)
+
+
+def test_a_config_that_finds_no_room_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    run = locked(tmp_path)
+    config = composed()
+    Beginning(run, config, RunLog(tmp_path), None).begin()
+    before = (tmp_path / "config.yaml").read_bytes()
+    assert len(before) > 1000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            Beginning(run, config | {"seed": 1}, RunLog(tmp_path), None).begin()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        run.lock.release()
+    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.slow

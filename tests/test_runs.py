@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ddpm.errors import Refused
-from ddpm.runs import finished, label, note, open_run, restarted, status
+from ddpm.runs import finished, job, label, note, open_run, restarted, state, status
 
 
 def opened(root, overrides=("a=1",), resume=None):
@@ -106,6 +106,53 @@ def test_a_run_is_finished_where_it_has_ended_as_it_is_asked_for(tmp_path):
     assert finished(tmp_path, config | {"trainer": {"max_steps": 8}}) is None
     note(tmp_path, state="interrupted")
     assert finished(tmp_path, config) is None
+
+
+@pytest.mark.parametrize("told", ["{}", None])
+def test_a_run_that_does_not_say_how_it_ended_is_not_finished(told, tmp_path):
+    config = {"name": "a", "resume": "auto"}
+    folder = opened(tmp_path).folder
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    (folder / "status.json").unlink()
+    if told is not None:
+        (folder / "status.json").write_text(told)
+    assert finished(folder, config) is None
+    assert state(folder) == "unknown"
+    assert opened(tmp_path, resume="auto").folder == folder
+
+
+LAUNCHED = {
+    "SLURM": ("SLURM_JOB_ID", {}),
+    "TORCHELASTIC": ("TORCHELASTIC_RUN_ID", {"RANK": "0", "WORLD_SIZE": "1", "GROUP_RANK": "0", "LOCAL_RANK": "0"}),
+}
+
+
+@pytest.mark.parametrize("launcher", list(LAUNCHED))
+def test_a_job_that_was_started_again_goes_on_with_its_own_run(launcher, tmp_path, monkeypatch):
+    named, others = LAUNCHED[launcher]
+
+    def launched(name, restarts=0, resume=None):
+        for key, text in (others | {named: name, f"{launcher}_RESTART_COUNT": str(restarts)}).items():
+            monkeypatch.setenv(key, text)
+        run = open_run(tmp_path, ["a=1"], resume)
+        run.note(state="running", job=job())  # as train.py does
+        return run
+
+    first, second = launched("job-1"), launched("job-2")
+    assert (first.folder.name, second.folder.name) == ("a=1", "a=1-2")
+    first.lock.release()
+    again = launched("job-1", restarts=1)  # while the second runs
+    assert again.folder == first.folder
+    again.lock.release()
+    second.note(state="finished")
+    second.lock.release()
+    again = launched("job-1", restarts=2, resume="auto")  # the newest is another's, and finished
+    assert again.folder == first.folder
+    again.lock.release()
+    none = launched("job-3", restarts=1)  # it had none before
+    assert none.folder.name == "a=1-3"
+    none.lock.release()
+    assert not any("job-" in path.read_text() for path in tmp_path.glob("*/status.json"))
 
 
 @pytest.mark.parametrize("launcher", ["SLURM", "TORCHELASTIC"])

@@ -16,7 +16,7 @@ MEASUREMENT += ["results=out/results.jsonl"]
 @pytest.mark.parametrize(
     ("verb", "asked", "parts", "made"),
     [
-        ("sample", DRAWING, "0*.png", "grid.png"),
+        ("sample", DRAWING, "0*.png", "overview/grid.png"),
         pytest.param("evaluate", MEASUREMENT, "terms/*/*.npz", "terms/*.csv", marks=pytest.mark.slow),
     ],
 )

@@ -15,7 +15,7 @@ from yamls import CONF
 
 from ddpm.errors import Failed, Refused
 from ddpm.runs import note as note_run
-from ddpm.sweep import REFUSED, Jobs, Table, finish, note, swept
+from ddpm.sweep import REFUSED, Jobs, Table, finish, note, show, swept
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,15 @@ def test_a_table_tells_who_runs_from_who_was_killed(tmp_path, capsys):
         Table().on_multirun_start(config(tmp_path, runs=str(tmp_path), name="name"))
         finish()
     assert [row[2] for row in rows(tmp_path / "name/table.csv")] == ["state", "killed", "running"]
+
+
+@pytest.mark.parametrize("told", ["{}", '{"overrides": ["seed=0"]}'])
+def test_a_run_that_does_not_say_how_it_ended_has_a_row_too(told, tmp_path, capsys):
+    (tmp_path / "name/seed=0").mkdir(parents=True)
+    (tmp_path / "name/seed=0/status.json").write_text(told)
+    show(tmp_path / "name")
+    header, row = rows(tmp_path / "name/table.csv")
+    assert {"run": "seed=0", "state": "unknown"}.items() <= dict(zip(header, row, strict=True)).items()
 
 
 def ended(folder, overrides, error, mode=RunMode.MULTIRUN):

@@ -1,5 +1,6 @@
 """A run is a function of its config: however it is cut into processes, ranks or micro-batches."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -168,18 +169,34 @@ def test_a_run_can_not_go_on_as_another_one(tmp_path, monkeypatch):
         run(folder, "~callbacks.ema")
 
 
-@pytest.mark.parametrize("spoiled", [{}, {"optimizer_states": [{"state": {}, "param_groups": 5}]}])
-def test_a_refused_resume_leaves_the_run_as_it_was(spoiled, tmp_path, monkeypatch):
-    """By what this command asks for, and by what only shows when the checkpoint is restored."""
+def flat(content):
+    content["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(1)
+
+
+SPOILED = {
+    "nothing": lambda content: None,
+    "an optimiser": lambda content: content.update(optimizer_states=[{"state": {}, "param_groups": 5}]),
+    "what the first step would notice": flat,
+    "what the second step would": lambda content: content["lr_schedulers"][0].update(step=1),
+}
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, monkeypatch):
+    """By what this command asks for, and by what only shows when the checkpoint is restored, or after that."""
     monkeypatch.chdir(tmp_path)
     folder = run(tmp_path / "run", "trainer.max_steps=3")
     with (folder / "metrics.csv").open("a") as file:
         file.write("4,now,train/loss,1.0\n")  # by a part of the run that was killed after its last checkpoint
-    torch.save(weights(folder) | spoiled, folder / "checkpoints/last.ckpt")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(Refused):
-        run(folder, *([] if spoiled else ["seed=1"]), "callbacks.samples.num_images=2")
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "checkpoints/previous.ckpt").unlink()
+    whole = weights(folder)
+    for name, spoil in SPOILED.items():
+        content = deepcopy(whole)
+        spoil(content)
+        torch.save(content, folder / "checkpoints/last.ckpt")
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(Refused):
+            run(folder, *(["seed=1"] if name == "nothing" else []), "callbacks.samples.num_images=2")
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, name
 
 
 @pytest.mark.parametrize(("key", "other"), [("input_perturbation", 0.1), ("zero_terminal_snr", True)])

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 from pydantic import PositiveFloat, PositiveInt, StrictInt
 
+from ddpm.callbacks.checkpoint import SaveLast
 from ddpm.compile import refuse_without_compiler
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageData
@@ -179,7 +180,11 @@ def build_metrics(cfg: Config) -> dict[str, SampleMetric | DataMetric]:
 
 
 def build_callbacks(cfg: Config, folder: Path, data: ImageData, module: DiffusionModule) -> list[Callback]:
-    """The callbacks of a config, in its order; those of ours are handed what they ask for."""
+    """The callbacks of a config; those of ours are handed what they ask for.
+
+    SaveLast stands first, wherever the config names it: what another one logs as a batch starts belongs to the step
+    after the checkpoint, and a run that goes on from there logs it again. The others keep their order.
+    """
     sampler = build_sampler(cfg, module.diffusion)
     other = cfg.get("evaluation_sampler")
     available = {
@@ -194,7 +199,8 @@ def build_callbacks(cfg: Config, folder: Path, data: ImageData, module: Diffusio
         "batch_size": data.batch_size,
     }
     nodes = (cfg.get("callbacks") or {}).items()
-    return [make(node, f"callbacks.{key}", **available) for key, node in nodes]
+    chosen = [make(node, f"callbacks.{key}", **available) for key, node in nodes]
+    return sorted(chosen, key=lambda callback: not isinstance(callback, SaveLast))
 
 
 def build_loggers(cfg: Config, folder: Path) -> list[Logger]:

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from types import FunctionType
 from typing import Annotated, Any
 
-from pydantic import AllowInfNan, NonNegativeInt, StrictBool
+from pydantic import AllowInfNan, NonNegativeInt, PositiveFloat, PositiveInt, StrictBool
 from torch import Tensor, nn
 
 from ddpm import strangers
@@ -42,7 +42,25 @@ OF_CALLBACKS: dict[str, dict[str, Any]] = {
     "SaveLast": {"log_bytes": list[NonNegativeInt]},
     "Evaluate": {"best": list[float | None], "best_of": list[str | None], "scores": list[dict[str, _Score]]},
     "StopOnNonFinite": {"skipped": list[NonNegativeInt], "in_a_row": list[NonNegativeInt]},
+    "EMA": {"latest_update_step": list[NonNegativeInt]},
 }
+OF_LR_SCHEDULE: dict[str, Any] = {  # all that LambdaLR writes; it takes any name for one of its own attributes
+    "base_lrs": list[list[float]],
+    "last_epoch": list[NonNegativeInt],
+    "lr_lambdas": list[list[None]],
+    "_get_lr_called_within_step": list[StrictBool],
+    "_is_initial": list[StrictBool],
+    "_last_lr": list[list[float]],
+    "_step_count": list[NonNegativeInt],
+}
+OF_LOSS_SCALER: dict[str, Any] = {
+    "scale": list[PositiveFloat],
+    "growth_factor": list[PositiveFloat],
+    "backoff_factor": list[PositiveFloat],
+    "growth_interval": list[PositiveInt],
+    "_growth_tracker": list[NonNegativeInt],
+}
+LOSS_SCALERS = ("MixedPrecision", "native_amp_scaling_state")  # by which names Lightning finds it
 WEIGHTS = {"ema": "state_dict", "raw": "current_model_state"}
 KINDS = {"model": nn.Module, "sigma": Sigma, "prediction": Prediction, "decoder": Decoder, "data": ImageData}
 
@@ -57,6 +75,10 @@ class Loaded:
     step: int
     path: Path
     weights: str  # which of them: without EMA there are only raw ones
+
+
+class Unreadable(Refused):
+    """A file that may be whole: the disk or the memory fails."""
 
 
 def load(path: str | Path, weights: str = "ema") -> Loaded:
@@ -95,10 +117,14 @@ def find(path: str | Path) -> Path:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours."""
+    """The content of a checkpoint of ours. Raises Unreadable where it can not be told what that is."""
     try:
         content = joined(file) if file.is_dir() else strangers.content(file)
-    except (ValueError, OSError, LookupError, TypeError, RuntimeError) as reason:
+    except (ValueError, OSError, LookupError, TypeError, RuntimeError, MemoryError) as reason:
+        if lack := strangers.unread(reason):
+            raise Unreadable(
+                f"{file} can not be read ({lack.strerror}), and may be whole; give the same command again once it can."
+            ) from reason
         raise Refused(
             f"{file} is damaged or no checkpoint ({reason}); take another one, such as previous.ckpt beside it."
         ) from reason
@@ -122,6 +148,8 @@ def resumable(file: Path) -> dict[str, Any]:
     for name, kinds in OF_CALLBACKS.items():
         for key in kinds.keys() & callbacks.get(name, {}).keys():
             check_value([callbacks[name][key]], kinds[key], f"{key} in {file}")
+    refuse_attributes(content.get("lr_schedulers", []), OF_LR_SCHEDULE, file)
+    refuse_attributes([content.get(key, {}) for key in LOSS_SCALERS], OF_LOSS_SCALER, file)
     if "log_bytes" not in callbacks.get("SaveLast", {}):
         raise Refused(f"{file} does not say how long the log of its run was; take another one.")
     if strange := [leaf for leaf in leaves(content.get("loops")) if not isinstance(leaf, int) or leaf < 0]:
@@ -129,6 +157,16 @@ def resumable(file: Path) -> dict[str, Any]:
     if any(isinstance(leaf, Tensor) and not leaf.isfinite().all() for leaf in leaves(content)):
         raise Refused(f"{file} has numbers that are not finite; take an earlier checkpoint.")
     return content
+
+
+def refuse_attributes(states: Any, kinds: Mapping[str, Any], file: Path) -> None:
+    """What is restored without being looked at may only have these names, each with a value of its kind."""
+    if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+        raise Refused(f"{file} holds {shortened(states)} where it should say how a run goes on; take another one.")
+    for key, value in (pair for state in states for pair in state.items()):
+        if key not in kinds:
+            raise Refused(f"{file} holds {shortened(key)}, which no file of a run does; take another one.")
+        check_value([value], kinds[key], f"{key} in {file}")
 
 
 def leaves(content: Any) -> Iterator[Any]:

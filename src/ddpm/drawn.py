@@ -25,6 +25,7 @@ from torch import Tensor
 from ddpm import strangers, texts
 from ddpm.errors import Refused
 from ddpm.images import write_png
+from ddpm.whole import is_there, whole
 
 PROTOCOL = "drawing.json"
 _NUMBER = re.compile(r"\d{6,9}", re.ASCII)  # the name of a picture
@@ -68,7 +69,7 @@ class Pictures(Drawn):
     """Image number i is `NNNNNN.png`."""
 
     def has(self, indices: Tensor) -> bool:
-        return all(numbered(self.out, index).is_file() for index in indices.tolist())
+        return all(is_there(numbered(self.out, index)) for index in indices.tolist())
 
     def write(self, indices: Tensor, images: Tensor) -> None:
         for index, image in zip(indices.tolist(), images, strict=True):
@@ -81,7 +82,8 @@ class Pictures(Drawn):
         return torch.stack(images)
 
     def indices(self) -> set[int]:
-        return {int(path.stem) for path in self.out.glob("*.png") if _NUMBER.fullmatch(path.stem)}
+        paths = (path for path in self.out.glob("*.png") if _NUMBER.fullmatch(path.stem))
+        return {int(path.stem) for path in paths if is_there(path)}
 
 
 class Shards(Drawn):
@@ -91,7 +93,7 @@ class Shards(Drawn):
         return self.out / "shards" / f"{int(indices[0]):06d}-{int(indices[-1]):06d}.npz"
 
     def has(self, indices: Tensor) -> bool:
-        return self.path(indices).is_file()
+        return is_there(self.path(indices))
 
     def write(self, indices: Tensor, images: Tensor) -> None:
         self.path(indices).parent.mkdir(exist_ok=True)
@@ -105,7 +107,7 @@ class Shards(Drawn):
             return torch.from_numpy(kept["arr_0"]).permute(0, 3, 1, 2)
 
     def indices(self) -> set[int]:
-        names = [_ENDS.fullmatch(path.stem) for path in self.out.glob("shards/*.npz")]
+        names = [_ENDS.fullmatch(path.stem) for path in self.out.glob("shards/*.npz") if is_there(path)]
         ends = [(int(name[1]), int(name[2])) for name in names if name]
         return {index for first, last in ends for index in range(first, min(last, first + _LARGEST) + 1)}
 
@@ -146,18 +148,27 @@ def open_drawing(drawn: Drawn, protocol: Mapping[str, Any], write: bool) -> None
         )
     if write:
         drawn.out.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(file.name + ".part")
-        part.write_text(json.dumps(told, indent=2) + "\n")
-        part.replace(file)
+        with whole(file) as part:
+            part.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def finished(path: Path, count: int) -> bool:
     """Is there an .npz of all images already? Raises Refused if it is one of another number of them."""
-    if not path.is_file():
+    if not is_there(path):
         return False
     if (there := _count(path)) != count:
         raise Refused(f"{path} holds {there} images, not num_images={count}; take another out=FOLDER, or delete it.")
     return True
+
+
+def pictures_of(folder: Path) -> Pictures:
+    """The images of a drawing that is finished, whatever lies beside them. Raises Refused for one that is not."""
+    there = Pictures(folder, 0).indices()
+    if not there or there != set(range(len(there))):
+        raise Refused(
+            f"the drawing in {folder} is not finished, or not as PNG; start its sample.py again, with png=true."
+        )
+    return Pictures(folder, len(there))
 
 
 def _noted(file: Path) -> Any:
@@ -200,11 +211,13 @@ def write_npz(path: Path, shape: tuple[int, ...], images: Iterable[Tensor]) -> P
     others read. Written atomically and in constant memory; equal images give equal bytes."""
     n, c, h, w = shape
     header = {"descr": "|u1", "fortran_order": False, "shape": (n, h, w, c)}
-    part = path.with_name(path.name + ".part")
     entry = zipfile.ZipInfo("arr_0.npy")  # with the date of no file
-    with zipfile.ZipFile(part, "w") as archive, archive.open(entry, "w", force_zip64=True) as file:
+    with (
+        whole(path) as part,
+        zipfile.ZipFile(part, "w") as archive,
+        archive.open(entry, "w", force_zip64=True) as file,
+    ):
         np.lib.format.write_array_header_1_0(file, header)
         for batch in images:
             file.write(batch.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
-    part.replace(path)
     return path

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm import strangers, texts
-from ddpm.drawn import PROTOCOL, Pictures
+from ddpm.drawn import PROTOCOL, pictures_of
 from ddpm.errors import Refused
 from ddpm.images import from_levels
 from ddpm.metric.cache import fingerprint
@@ -21,6 +21,7 @@ from ddpm.metric.real import folder_of
 from ddpm.metric.source import evenly
 from ddpm.sampling import SamplingModule
 from ddpm.types import Images
+from ddpm.whole import is_there
 
 NPZ = "samples.npz"
 PROBED = 64
@@ -75,13 +76,10 @@ def _found(path: Path, shape: tuple[int, int, int]) -> Given:
     if not (path / PROTOCOL).is_file():
         images = folder_of(path, shape).load("train")
         return Given(len(images), lambda at: images[at][0], {})
-    if (path / NPZ).is_file():
+    if is_there(path / NPZ):
         return _found(path / NPZ, shape)
-    drawn, origin = Pictures(path, 0), _origin(path)
-    there = drawn.indices()
-    if not there or there != set(range(len(there))):
-        raise Refused(f"the drawing in {path} is not finished; start its sample.py again.")
-    return Given(len(there), drawn.read, origin)
+    origin, drawn = _origin(path), pictures_of(path)
+    return Given(drawn.count, drawn.read, origin)
 
 
 def _origin(folder: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm.whole import whole
+
 
 def from_levels(levels: Tensor, num_levels: int) -> Tensor:
     """Grey levels {0, ..., num_levels - 1} to [-1, 1], as Ho et al. (2020), Sec. 3.3; float32."""
@@ -44,23 +46,21 @@ def to_pil(picture: Tensor) -> Image.Image:
 
 def write_png(picture: Tensor, path: Path) -> None:
     """Write uint8 (c, h, w) as a PNG, atomically: a killed job leaves no half file."""
-    part = path.with_name(path.name + ".part")
-    to_pil(picture).save(part, format="PNG")
-    part.replace(path)
+    with whole(path) as part:
+        to_pil(picture).save(part, format="PNG")
 
 
 def write_webp(pictures: list[Tensor], path: Path, milliseconds: int = 60) -> None:
     """Write uint8 pictures (c, h, w), atomically, as an animation that stays on its last picture for two seconds."""
-    part = path.with_name(path.name + ".part")
     frames = [to_pil(picture).convert("RGB") for picture in pictures]
     durations = [milliseconds] * (len(frames) - 1) + [2000]
-    frames[0].save(
-        part,
-        format="WEBP",
-        save_all=True,
-        append_images=frames[1:],
-        duration=durations,
-        loop=0,
-        lossless=True,
-    )
-    part.replace(path)
+    with whole(path) as part:
+        frames[0].save(
+            part,
+            format="WEBP",
+            save_all=True,
+            append_images=frames[1:],
+            duration=durations,
+            loop=0,
+            lossless=True,
+        )

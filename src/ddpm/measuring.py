@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from lightning.pytorch import Callback
 
 from ddpm import nearest, rate_distortion, sweep, texts
 from ddpm.build import Config, build_metrics
@@ -16,13 +17,16 @@ from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
 from ddpm.given import Given, Replay, given
 from ddpm.instantiate import check_values
+from ddpm.kept import Keeping, Kept
 from ddpm.meeting import meet
 from ddpm.metric import DataMetric, Nearest, SampleMetric
 from ddpm.metric.cache import fingerprint
 from ddpm.opening import Opened, data_of, opened, quiet_trainer
 from ddpm.precision import precision
 from ddpm.report import console, score_table
+from ddpm.whole import whole
 
+_CODE = 1  # to be raised when a change to a bound, the noise or the choice of images would give other terms or samples
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "numpy")
 
 TYPES = {"optimized_metric": str | None, "results": str | None, "images": str | None}
@@ -40,10 +44,16 @@ def measure(config: Config, overrides: Sequence[str]) -> float | None:
     data, results = data_of(model.loaded, config["data"]), results_of(config, model)
     evaluation = Evaluation(metrics, data, config["num_images"], config["batch_size"])
     images = given_images(config, model)
-    scores, is_first = scored(config, model, evaluation, images, results.parent / "terms")
+    kept = Kept(model.module(config["seed"]), results.parent / "drawn" / drawing_of(config, model))
+    keeping = Keeping(kept)
+    module = ScoringModule(evaluation, kept if images is None else Replay(kept, images))
+    own = [keeping] if draws else []
+    is_first = score(config, model, module, own, results.parent / "terms")
+    scores = module.scores
     if is_first:
         new = row(config, model, evaluation, scores, images)
         keep(results, {"overrides": list(overrides)} | new)
+        keeping.forget()
         sweep.note(results, scores)
         for name, path in written(evaluation, new["protocol"], results.parent / "nearest"):
             console.print(f"{name}: {path}", soft_wrap=True, markup=False)
@@ -59,20 +69,16 @@ def given_images(config: Config, model: Opened) -> Given | None:
     return given(config["images"], model.loaded.facts.shape, config["num_images"], model.weights_key)
 
 
-def scored(
-    config: Config, model: Opened, evaluation: Evaluation, images: Given | None, terms: Path
-) -> tuple[dict[str, float], bool]:
-    """The scores, and whether this is rank 0. The terms of bounds are kept in a folder."""
-    trainer = quiet_trainer(config, [Progress()])
-    evaluation.prepare(trainer.strategy.root_device)
-    for metric in evaluation.of_data:
+def score(config: Config, model: Opened, module: ScoringModule, own: Sequence[Callback], terms: Path) -> bool:
+    """Measure on all ranks; is this the first? The terms of bounds are kept in a folder."""
+    trainer = quiet_trainer(config, [Progress(), *own])
+    module.evaluation.prepare(trainer.strategy.root_device)
+    for metric in module.evaluation.of_data:
         metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model, trainer.precision)}")
-    drawing = model.module(config["seed"])
-    module = ScoringModule(evaluation, drawing if images is None else Replay(drawing, images))
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     meet()
     trainer.predict(module, loaders, return_predictions=False)
-    return module.scores, trainer.is_global_zero
+    return trainer.is_global_zero
 
 
 def written(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:
@@ -139,8 +145,15 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def identity_of(metric: DataMetric, model: Opened, precision: str) -> str:
     """Tells one measurement from another: a hash of the weights and of all else that a bound depends on."""
-    parts = [model.weights_key, precision, dict(model.sigma), dict(model.decoder), metric.protocol()]
+    parts = [_CODE, model.weights_key, precision, dict(model.sigma), dict(model.decoder), metric.protocol()]
     return fingerprint({}, *parts)
+
+
+def drawing_of(config: Config, model: Opened) -> str:
+    """Tells one drawing from another: a hash of all that its images depend on but for their indices."""
+    how = precision(config["trainer"]["precision"], config["trainer"]["accelerator"])
+    parts = [_CODE, model.weights_key, how, dict(config["sampler"]), dict(model.sigma), config["seed"]]
+    return fingerprint({}, *parts, version("ddpm"))
 
 
 def lock(path: Path) -> FileLock:
@@ -153,9 +166,8 @@ def keep(path: Path, new: dict[str, Any]) -> None:
     with lock(path):
         protocol = json.loads(json.dumps(new["protocol"]))
         others = [row for row in rows_of(path) if row["protocol"] != protocol]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in (*others, new)))
-        part.replace(path)
+        with whole(path) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in (*others, new)))
 
 
 def commit() -> str | None:

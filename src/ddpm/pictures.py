@@ -14,6 +14,7 @@ from torch import Tensor
 from ddpm.drawn import Drawn, numbered
 from ddpm.images import enlarged, grid, to_pil, to_uint8, write_png
 from ddpm.types import Images
+from ddpm.whole import whole
 
 DOTS = 100  # a figure's pixels an inch
 CELL = 84  # pixels that an image of a figure has at least, so that its label fits
@@ -55,6 +56,7 @@ class WriteImages(BasePredictionWriter):
 
 def write_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
     """uint8 images as one picture, large enough to look at."""
+    path.parent.mkdir(exist_ok=True)
     write_png(enlarged(grid(images, columns), 512), path)
     return path
 
@@ -80,7 +82,7 @@ def write_singles(images: Images, folder: Path) -> Path:
 
 def write_table(table: Table, path: Path) -> Path:
     """As a CSV with a header."""
-    with path.open("w", newline="") as file:
+    with whole(path) as part, part.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([table.columns, *table.rows])
     return path
 
@@ -100,9 +102,8 @@ def plot(figure: Figure, path: Path) -> Path:
     axes.set_yticks(centres(len(figure.rows), height, gap), figure.rows, fontsize=text)
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False, pad=text / 2)
     axes.spines[:].set_visible(False)
-    part = path.with_name(path.name + ".part")
-    sheet.savefig(part, format="png", bbox_inches="tight", pad_inches=0.1)
-    part.replace(path)
+    with whole(path) as part:
+        sheet.savefig(part, format="png", bbox_inches="tight", pad_inches=0.1)
     return path
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm.whole import whole
+
 COLUMNS = ("reverse process time T - t + 1", "rate (bits/dim)", "distortion (RMSE on 0..255)")
 Details = Mapping[str, Any]  # of numpy arrays
 
@@ -34,11 +36,11 @@ def write(details: Details, stem: Path) -> list[Path]:
     """`stem`.npz with every term; where all are known, `stem`.csv with the table and `stem`.png with the figure."""
     paths = [stem.with_suffix(suffix) for suffix in (".npz", ".csv", ".png")]
     stem.parent.mkdir(parents=True, exist_ok=True)
-    with paths[0].open("wb") as file:
+    with whole(paths[0]) as part, part.open("wb") as file:
         np.savez(file, **details)
     if not np.isfinite(details["bits_per_dim"]).all():
         return paths[:1]
-    with paths[1].open("w", newline="") as file:
+    with whole(paths[1]) as part, part.open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *table(details)])
     plot(details, paths[2])
     return paths
@@ -60,4 +62,5 @@ def plot(details: Details, path: Path) -> None:
         axes.plot(x, y, color="#2a5a8c")
         axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, None), xlim=(0, None))
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with whole(path) as part:
+        figure.savefig(part, format="png", dpi=120)

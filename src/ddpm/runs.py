@@ -91,7 +91,7 @@ def _is_status(told: Any) -> bool:
 
 def state(folder: Path) -> str:
     """How a run ended, or that it runs. One that says so itself may have been killed: then nobody holds its lock."""
-    told: str = status(folder)["state"]
+    told: str = status(folder).get("state", "unknown")
     if told != "running":
         return told
     try:
@@ -106,7 +106,9 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, float] | None
     before = texts.settings(folder / "config.yaml")  # read first: a rank 0 that goes on rewrites it after the state
     told = status(folder)
     return (
-        told.get("scores") if before | {"resume": config["resume"]} == config and told["state"] == "finished" else None
+        told.get("scores")
+        if before | {"resume": config["resume"]} == config and told.get("state") == "finished"
+        else None
     )
 
 
@@ -115,9 +117,15 @@ def restarted() -> bool:
     return any(int(os.environ.get(f"{by}_RESTART_COUNT", 0)) > 0 for by in ("SLURM", "TORCHELASTIC"))
 
 
+def job() -> str | None:
+    """A hash of what SLURM or torchrun call this job, each time that they start it; None where neither does."""
+    name = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+    return hashlib.sha256(name.encode()).hexdigest()[:16] if name else None
+
+
 def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
-    """The folder for a run: the newest of its name if it resumes (`auto`), the one named by `resume`, or a
-    new one.
+    """The folder for a run: that of a job which was started again, the newest of its name if it resumes (`auto`),
+    the one named by `resume`, or a new one.
 
     Raises Refused if `resume` names no run, if it can not be written, or if another process is at work in it.
     """
@@ -143,8 +151,9 @@ def _folder(root: Path, name: str, resume: str | None) -> Path:
             )
         return folder
     taken = list(takewhile(lambda folder: not _is_free(folder), _numbered(root, name)))
-    if resume == "auto" and taken:
-        return taken[-1]
+    own = [folder for folder in taken if status(folder).get("job", "") == job()] if restarted() else []
+    if found := own or (taken if resume == "auto" else []):
+        return found[-1]
     return _claimed(islice(_numbered(root, name), len(taken), None))
 
 

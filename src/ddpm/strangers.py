@@ -1,9 +1,12 @@
 """Files that anybody may have written, opened as data: nothing in them is run, and what they unpack to is bounded.
 
-Every reader raises ValueError where a file is anything else; its message is the reason, and follows the file's name.
+Every reader raises ValueError where a file is anything else; its message is the reason, and follows the file's name. It
+raises OSError where the disk or the memory fails, and the file may be whole.
 """
 
+import errno
 import io
+import os
 import pickletools
 import zipfile
 from collections import Counter
@@ -18,6 +21,7 @@ _STRUCTURE = 8 * 2**20  # bytes of a pickle without its tensors; that of a netwo
 _PARTS, _DEPTH = 10**6, 32  # of the containers in a file
 _PROTOCOL = 2  # of torch.save's pickles
 _ZIP = b"PK\x03\x04"
+_OF_FILES = (None, errno.EINVAL, errno.ENOENT, errno.EISDIR)  # errors of a file that points to where it has nothing
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _NAMES = {  # all that a file of tensors has to name; torch's own list has bytearray too, which takes any length
     "collections OrderedDict",
@@ -40,8 +44,18 @@ def content(path: Path, of_others: bool = False) -> Any:
     except _Foreign:
         raise
     except Exception as fault:  # whatever a file that anybody may have written makes the reader raise
+        if lack := unread(fault):
+            raise OSError(lack.errno, lack.strerror, str(path)) from fault
         raise ValueError("is damaged") from fault
     return _Plain(None if of_others else path.stat().st_size)(loaded)
+
+
+def unread(fault: Exception) -> OSError | None:
+    """What the disk or the memory lacked, if it was that which a reader met with: the file may be whole."""
+    of_torch = isinstance(fault, RuntimeError) and "DefaultCPUAllocator" in str(fault)  # it has no class of its own
+    if isinstance(fault, MemoryError) or of_torch:
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    return fault if isinstance(fault, OSError) and fault.errno not in _OF_FILES else None
 
 
 def numbers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -1,6 +1,6 @@
 """A training run from its resolved config to its scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from omegaconf import OmegaConf
 from pydantic import StrictBool
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ddpm.build import (
@@ -26,7 +27,7 @@ from ddpm.callbacks.ema import EMA
 from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
 from ddpm.callbacks.stop import StopWhenAsked
-from ddpm.checkpoint import MODEL_GROUPS, resumable
+from ddpm.checkpoint import MODEL_GROUPS, Unreadable, resumable
 from ddpm.checkpoint_io import FULL, AtomicCheckpointIO, remove
 from ddpm.errors import Failed, Refused
 from ddpm.instantiate import check_values, shortened, target_of
@@ -37,6 +38,7 @@ from ddpm.privacy import public
 from ddpm.report import announce, console, training_report
 from ddpm.runs import Run
 from ddpm.trainer import build_trainer, refuse_batch, refuse_replays, refuse_scaling
+from ddpm.whole import whole
 
 PLACE_TYPES = {"name": str, "runs": str, "resume": str | None}
 ROOT_TYPES = {
@@ -106,22 +108,79 @@ class Beginning(Callback):
     def __init__(self, run: Run, config: Config, log: RunLog, start: "Start | None") -> None:
         self.run, self.config, self.run_log, self.begun = run, config, log, False
         self.checkpoint = start.path if start else None
+        self.step: int = start.content["global_step"] if start else 0
         self.log_bytes = start.content["callbacks"]["SaveLast"]["log_bytes"] if start else 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Once the ranks are connected, and before any of them restores what it has found: one that has no step left
+        to do would not come to the start of training."""
+        if trainer.world_size > 1:
+            refuse_different_steps(self.step, trainer.world_size, self.run.folder)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.begin()
         for optimizer, scheduler in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
+            refuse_misfit(optimizer, pl_module.make_optimizer)  # type: ignore[arg-type]
             take_numbers(optimizer, scheduler.scheduler)
+        self.begin()
 
     def begin(self) -> None:
         """Once, and only where this process may write to the run."""
         if self.run.lock is not None and not self.begun:
             self.run_log.cut(self.log_bytes)
-            (self.run.folder / "config.yaml").write_text(OmegaConf.to_yaml(self.config))
+            with whole(self.run.folder / "config.yaml") as part:
+                part.write_text(OmegaConf.to_yaml(self.config))
             if self.checkpoint is not None and self.checkpoint != self.run.last_checkpoint:
                 remove(self.run.last_checkpoint)
                 self.checkpoint.replace(self.run.last_checkpoint)
         self.begun = True
+
+
+def refuse_different_steps(step: int, ranks: int, folder: Path) -> None:
+    """Raises Refused, on all ranks, where they go on from checkpoints of different steps: only the weights of rank 0
+    would reach the others, and not its optimiser, averages and images."""
+    steps = [step] * ranks
+    torch.distributed.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        found = ", ".join(map(str, sorted(set(steps))))
+        raise Refused(
+            f"the ranks find other checkpoints in {folder}, of the steps {found}; give a folder that all nodes share "
+            "(runs=FOLDER or resume=FOLDER)."
+        )
+
+
+def refuse_misfit(optimizer: Optimizer, make: Callable[[Sequence[Tensor]], Optimizer]) -> None:
+    """Raises ValueError, or AttributeError, where a checkpoint has brought another state than such an optimiser keeps
+    of its parameters.
+
+    It would only show in the first step; and a fused one writes, without looking, where its parameters have numbers. So
+    the state is laid out as they are.
+    """
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {like: state_of_one(make, *like) for like in {(parameter.ndim, parameter.device) for parameter in own}}
+    for parameter, state in optimizer.state.items():
+        for name, value in kept[parameter.ndim, parameter.device].items() if state else ():
+            if not is_alike(state.get(name), value, parameter):
+                raise ValueError(f"the optimiser's {name} is not that of a parameter of {tuple(parameter.shape)}")
+            if state[name].shape == parameter.shape and state[name].stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(state[name])
+
+
+def state_of_one(make: Callable[[Sequence[Tensor]], Optimizer], ndim: int, device: torch.device) -> Mapping[str, Any]:
+    """What an optimiser keeps of a parameter with so many dimensions, 2, 3, ... wide."""
+    parameter = nn.Parameter(torch.zeros(*range(2, 2 + ndim), device=device))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = make([parameter])
+    optimizer.step(lambda: 0.0)  # some ask for a loss
+    return {name: value for name, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+
+
+def is_alike(value: Any, usual: Tensor, parameter: Tensor) -> bool:
+    """Is it of the parameter's shape, or a count, where that is usual?"""
+    if not isinstance(value, Tensor):
+        return False
+    if usual.shape == tuple(range(2, 2 + parameter.ndim)):
+        return value.shape == parameter.shape
+    return usual.ndim > 0 or (value.ndim == 0 and value.dtype == usual.dtype and bool(value >= 0))
 
 
 def take_numbers(optimizer: Optimizer, scheduler: Any) -> None:
@@ -180,12 +239,15 @@ def refuse_other(content: dict[str, Any], config: Config, callbacks: Sequence[Ca
 
 
 def newest(run: Run) -> Start | None:
-    """The run's last checkpoint, or the one before it where that is damaged or gone."""
+    """The run's last checkpoint, or the one before it where that is damaged or gone. Raises Unreadable where the disk
+    fails: the last one may be whole, and would be lost."""
     last, previous = run.last_checkpoint, run.last_checkpoint.with_name(PREVIOUS)
     told = f"{last} is gone."
     if last.exists():
         try:
             return Start(last, resumable(last))
+        except Unreadable:
+            raise
         except Refused as damage:
             if not previous.exists():
                 raise

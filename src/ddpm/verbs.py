@@ -37,10 +37,9 @@ def train_in_folder(config: dict[str, Any]) -> float | None:
     from ddpm.training import check_place
 
     check_place(config)
-    resume = config["resume"] or ("auto" if restarted() else None)
-    run = open_run(Path(config["runs"]) / config["name"], overrides(), resume)
+    run = open_run(Path(config["runs"]) / config["name"], overrides(), config["resume"])
     try:
-        scores = finished(run.folder, config) if resume else None
+        scores = finished(run.folder, config) if config["resume"] or restarted() else None
         if scores is None:
             scores = attempt(config, run)
         else:
@@ -54,12 +53,12 @@ def train_in_folder(config: dict[str, Any]) -> float | None:
 
 def attempt(config: dict[str, Any], run: "Run") -> dict[str, float]:
     """Train, and leave in the run's folder how it ended."""
-    from ddpm.runs import status
+    from ddpm.runs import job, status
     from ddpm.training import settings
     from ddpm.training import train as trained
 
     before = status(run.folder) if run.last_checkpoint.exists() else {}
-    run.note(state="running", overrides=overrides(), reason=None)
+    run.note(state="running", overrides=overrides(), reason=None, job=job())
     try:
         scores = trained(settings(config), run)
     except Failed as end:

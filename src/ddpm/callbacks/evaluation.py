@@ -14,6 +14,7 @@ from ddpm.data.image_data import ImageData
 from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation
 from ddpm.metric import DataMetric, SampleMetric
+from ddpm.metric.cache import fingerprint
 from ddpm.sampler import Sampler
 from ddpm.sampling import SamplingModule
 
@@ -24,7 +25,8 @@ class Evaluate(EveryNSteps):
     num_images, batch_size  how many samples the sample metrics look at, and in batches of what size
     evaluation_sampler      what draws them; its name is part of the scores'
     monitor                 the score whose best value so far is kept as `best.ckpt`; None keeps none. One that is
-                            resumed with another of these begins anew, since the two can not be compared
+                            resumed with another of these, another protocol of the metric or other settings of the
+                            sampler begins anew, since the two can not be compared
     """
 
     def __init__(
@@ -73,7 +75,14 @@ class Evaluate(EveryNSteps):
             for logger in trainer.loggers:
                 logger.log_metrics({f"score/{name}/{drawn_by}": value}, step=trainer.global_step)
         if self.monitor is not None:
-            self._keep_best(trainer, self.monitor, f"{self.monitor}/{drawn_by} of {self.evaluation.num_images} images")
+            self._keep_best(trainer, self.monitor, self.told(self.monitor, drawn_by))
+
+    def told(self, monitor: str, drawn_by: str) -> str:
+        """What a score is a score of, in words and with a fingerprint of all that makes it comparable."""
+        protocol = self.evaluation.metrics[monitor].protocol()
+        settings = type(self.sampler), sorted(vars(self.sampler).items())
+        key = fingerprint({}, protocol, *settings)
+        return f"{monitor}/{drawn_by} of {self.evaluation.num_images} images, {key}"
 
     def _keep_best(self, trainer: Trainer, monitor: str, told: str) -> None:
         if self.best_of != told:
@@ -91,4 +100,4 @@ class Evaluate(EveryNSteps):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.scores = state_dict["best"], state_dict["scores"]
-        self.best_of = state_dict.get("best_of")  # an older file does not say
+        self.best_of = state_dict.get("best_of")  # an older file does not say, or not all of it

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ddpm import parent
 from ddpm.errors import Failed, Refused
 from ddpm.runs import note
+from ddpm.signals import Stopped
 
 _BYE = b"\0"
 _PATIENCE = 60.0  # seconds for the ranks to connect
@@ -49,6 +50,7 @@ class Lifeline(Callback):
         self.folder = folder
         self._peers: dict[socket.socket, int] = {}
         self._left = Event()
+        self._together = False  # would all ranks end where one is asked to?
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size == 1 or self._peers:
@@ -57,15 +59,20 @@ class Lifeline(Callback):
         parent.hold()
         Thread(target=self._watch, args=(trainer.global_rank,), daemon=True, name="lifeline").start()
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._together = True  # StopWhenAsked, which stands behind, sees to it
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._leave()
         self._tell(_BYE)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """An end that was asked for is no loss. An error is one, unless it is everybody's; and it may itself come of
-        a loss, which is then what is told."""
-        if isinstance(exception, Exception) and self._peers:
-            self._tell(f"{type(exception).__name__}: {exception}".encode())
+        """An end that all ranks were asked for is no loss. An error is one, and so is an end before the first step,
+        which may be asked of one rank, unless they are everybody's; and an error may itself come of a loss, which is
+        then what is told."""
+        alone = isinstance(exception, Exception) or (isinstance(exception, Stopped) and not self._together)
+        if alone and self._peers:
+            self._tell(reason(exception).encode())
             time.sleep(_SETTLING)
             self._leave()
         else:
@@ -112,6 +119,13 @@ class Lifeline(Callback):
             sys.stderr.flush()
         finally:
             os._exit(1)
+
+
+def reason(exception: BaseException) -> str:
+    """What the others are told of the end of a rank."""
+    if isinstance(exception, Stopped):
+        return f"stopped by {exception.by.name}"
+    return f"{type(exception).__name__}: {exception}"
 
 
 def said(peer: socket.socket) -> bytes:

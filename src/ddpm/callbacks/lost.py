@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from ddpm.callbacks.overflow import first_overflow
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Diverged
+from ddpm.privacy import without_paths
 
 FILE = "diverged.json"
 _SHOWN = 8  # indices in the message
@@ -51,7 +52,7 @@ class Lost:
         first = (self.step - 1) * data.batch_size
         indices = data.indices_of(torch.arange(first, first + data.batch_size)).tolist()
         if trainer.is_global_zero:
-            known = asdict(found) if isinstance(found, Place) else {"where": None, "why": found}
+            known = asdict(found) if isinstance(found, Place) else {"where": None, "why": without_paths(found)}
             _write(folder / FILE, asdict(self) | known | {"indices": indices})
         return Diverged(f"{self._sentence(trainer, found, indices, folder / FILE)}; {self._remedy(trainer)}.")
 

@@ -1,5 +1,6 @@
 """From an image file of any kind to the 8-bit levels of one shape."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -91,14 +92,17 @@ class Decoder:
     def __call__(self, source: Path | bytes) -> Tensor:
         """The image in a file, or in the bytes of one: uint8 (channels, height, width) in {0, ..., 255}.
 
-        Images beyond Pillow's bound on decompression bombs (179 million pixels) are unreadable.
+        Images beyond Pillow's first bound on decompression bombs (89 million pixels) are unreadable.
 
         Raises:
             UnreadableError: with the reason.
         """
         try:
             # Not by its name: Pillow would map a plain TIFF into memory, and gets rotated ones wrong there.
-            with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            with (
+                BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file,
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            ):
                 return self._levels(shown(Image.open(file, formats=FORMATS)))
         except UnreadableError:
             raise

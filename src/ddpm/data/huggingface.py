@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, or in the formats of its `datasets` library (an optional extra)."""
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ from ddpm.data.decode import Decoder
 from ddpm.data.decoded import DecodedData, DecodedSet
 from ddpm.data.facts import Facts
 from ddpm.data.image_data import ImageSet
+from ddpm.data.image_folder import file_size
 from ddpm.errors import Refused
 
 
@@ -29,7 +31,9 @@ def library() -> ModuleType:
         raise Refused("data=huggingface needs an extra: pip install -e '.[huggingface]'") from error
 
 
-class _Rows(DecodedSet):
+class Rows(DecodedSet):
+    """The images of a column, read when they are asked for."""
+
     def __init__(self, *, rows: Any, title: str, labels: Tensor, decoder: Decoder, unreadable_is_fatal: bool):
         super().__init__(labels=labels, decoder=decoder, unreadable_is_fatal=unreadable_is_fatal)
         self._rows, self._title = rows, title  # one column, the images, still encoded
@@ -42,6 +46,21 @@ class _Rows(DecodedSet):
         if image is None:
             return b""  # an empty cell is an unreadable image
         return image["bytes"] if image["bytes"] is not None else Path(image["path"])
+
+    def sizes(self) -> list[int]:
+        """Bytes of each image, in their order, of which none is read; -1 where there is none."""
+        arrow = importlib.import_module("pyarrow.compute")  # on which `datasets` stands
+        [images] = self._rows.with_format("arrow")[:].columns
+        inside, paths = (arrow.struct_field(images, name) for name in ("bytes", "path"))
+        told = zip(arrow.binary_length(inside).to_pylist(), paths.to_pylist(), strict=True)
+        return [_size(length, path) for length, path in told]
+
+
+def _size(length: int | None, path: str | None) -> int:
+    """Of an image in a row of that length, or else in a file."""
+    if length is not None:
+        return length
+    return -1 if path is None else file_size(Path(path))
 
 
 class HuggingFace(DecodedData):
@@ -110,13 +129,28 @@ class HuggingFace(DecodedData):
             note=f"Resized and cropped, 8 bits a channel; {split}.",
         )
 
+    @cached_property
+    def identity(self) -> str:
+        """Of the images' sizes in bytes, as a folder's. The library's own fingerprint of a data set would not do: of
+        one that it reads from a folder it is another after each copy, with which a run could then not go on."""
+        told = hashlib.sha256()
+        for split in ("train", "test"):
+            images = self.load(split)
+            assert isinstance(images, Rows)
+            told.update(repr(images.sizes()).encode())
+        return f"{super().identity}, of sizes {told.hexdigest()[:16]}"
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["identity"] != super().identity:  # of an older run, which knows only how many there are
+            super().load_state_dict(state_dict)
+
     def prepare_data(self) -> None:
         """Download, if that was asked for, before all ranks open the data (Lightning's hook)."""
         self.load("train")
 
     def read(self, split: str) -> ImageSet:
         rows = self._train_rows if self.splits[split] == self.splits["train"] else self._rows(split)
-        return _Rows(
+        return Rows(
             rows=self._images(rows),
             title=f"{self.path} ({self.splits[split]})",
             labels=self._labels(rows),

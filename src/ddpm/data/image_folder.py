@@ -69,7 +69,7 @@ def _stamp(path: Path) -> int:
     return hash((facts.st_mtime_ns, facts.st_size)) or 1
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
     """Bytes of a file; -1 of one that is gone, or a link to nothing."""
     try:
         return path.stat().st_size
@@ -155,7 +155,7 @@ class ImageFolder(DecodedData):
         """Of names and sizes: a folder that was copied is the same, its times of change are not. So a file that is
         replaced by one of as many bytes shows in the run that has read it, and not when a run goes on."""
         names = hashlib.sha256(b"\0".join(os.fsencode(file) for file in self.files))
-        sizes = hashlib.sha256(" ".join(str(_size(self.folder / file)) for file in self.files).encode())
+        sizes = hashlib.sha256(" ".join(str(file_size(self.folder / file)) for file in self.files).encode())
         return f"{len(self.files)} files, of names {names.hexdigest()[:16]} and sizes {sizes.hexdigest()[:16]}"
 
     def read(self, split: str) -> ImageSet:

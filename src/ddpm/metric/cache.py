@@ -12,6 +12,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from ddpm.errors import Refused
+from ddpm.whole import whole
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,10 +43,8 @@ def cached(path: Path, *, read: Callable[[Path], T], make: Callable[[], T], writ
             except Exception as fault:  # in whatever way it fails, this is not the file that was written
                 _log.warning("%s is corrupt (%s: %s) and is made again", path, type(fault).__name__, fault)
         value = make()
-        with writable(path.parent):
-            part = path.with_name(path.name + ".part")
+        with writable(path.parent), whole(path) as part:
             write(value, part)
-            part.replace(path)
         return value
 
 

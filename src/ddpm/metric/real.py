@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from ddpm.data.image_folder import ImageFolder
+from ddpm.drawn import PROTOCOL, numbered, pictures_of
 from ddpm.errors import Refused
 from ddpm.images import to_uint8
 from ddpm.metric.features import Features
@@ -85,9 +87,19 @@ def _found(data: Source, reference: str) -> Real:
     return Real(folder, "train", f"{name}-{identity(folder, 'train')}")
 
 
+class _Drawing(ImageFolder):
+    """The images of a drawing: those of its overview are none of them."""
+
+    @cached_property
+    def files(self) -> list[str]:
+        return [numbered(Path(), index).name for index in range(pictures_of(self.folder).count)]
+
+
 def folder_of(root: Path, shape: tuple[int, int, int]) -> ImageFolder:
-    """All images below a folder, as its training split, resized and cropped to a shape (c, h, w)."""
-    return ImageFolder(
+    """All images below a folder, of a drawing of sample.py the numbered ones, as its training split, resized and
+    cropped to a shape (c, h, w)."""
+    kind = _Drawing if (root / PROTOCOL).is_file() else ImageFolder
+    return kind(
         root=str(root),
         image_size=shape[1:],
         channels=shape[0],

@@ -21,6 +21,7 @@ from ddpm.metric.source import evenly
 
 SILENCE = 30.0  # seconds between two words on how far the features of real images are
 
+_CODE = 1  # to be raised when a change to how images are read, to an extractor or to what follows gives other numbers
 _log = logging.getLogger(__name__)
 Rows = NDArray[np.float32]
 
@@ -101,7 +102,7 @@ def reference_features(features: Features, images: Real, at_most: int, cache: st
 
 
 def _path(features: Features, images: Real, cache: str, what: str, suffix: str, *options: int) -> Path:
-    key = fingerprint({}, images.identity, features.key, *options)
+    key = fingerprint({}, _CODE, images.identity, features.key, *options)
     return Path(cache) / f"{what}-{images.split}-{features.name}-{key}{suffix}"
 
 

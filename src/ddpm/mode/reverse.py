@@ -18,8 +18,10 @@ from ddpm.mode.base import Mode, Studio, at_least_one
 from ddpm.mode.scene import Scene, joined
 from ddpm.pictures import Figure, WriteImages, write_figure, write_grid
 from ddpm.types import Images
+from ddpm.whole import is_there
 
 NPZ = "samples.npz"
+OVERVIEW = "overview"  # a folder of its own: the evaluators of others take every picture beside the images for one
 
 
 class Reverse(Mode):
@@ -48,7 +50,7 @@ class Reverse(Mode):
     def fill(self, studio: Studio, drawn: Drawn, trainer: Trainer) -> None:
         """Make the images that are missing, on all ranks together."""
         open_drawing(drawn, studio.protocol | {"batch_size": studio.batch_size}, write=trainer.is_global_zero)
-        if not finished(studio.out / NPZ, studio.num_images):
+        if not finished(studio.out / NPZ, studio.num_images) or studio.png:
             mine = index_batches(studio.num_images, studio.batch_size, trainer.global_rank, trainer.world_size)
             meet()
             trainer.predict(studio.module, [as_loader(drawn.missing(mine))], return_predictions=False)
@@ -58,21 +60,21 @@ class Reverse(Mode):
         paths = [studio.out, *self.gathered(studio, drawn)]
         if studio.trajectory:
             with studio.scene(trainer) as scene:
-                paths += self.trajectory(scene, studio.out)
+                paths += self.trajectory(scene, studio.out / OVERVIEW)
         return paths
 
     def gathered(self, studio: Studio, drawn: Drawn) -> list[Path]:
         """What is made of the single images once all are there, batch by batch."""
-        whole, paths = studio.out / NPZ, [studio.out / "grid.png"]
+        npz, picture = studio.out / NPZ, studio.out / OVERVIEW / "grid.png"
         batches = index_batches(studio.num_images, studio.batch_size, 0, 1)
-        if not whole.is_file():
+        if studio.png or not is_there(npz):
             few = chain.from_iterable(stream(drawn, batches))
-            write_grid(torch.stack(list(islice(few, self.grid))), paths[0])
+            write_grid(torch.stack(list(islice(few, self.grid))), picture)
         if studio.npz:
-            if not whole.is_file():
-                write_npz(whole, (studio.num_images, *studio.module.shape), stream(drawn, batches))
+            if not is_there(npz):
+                write_npz(npz, (studio.num_images, *studio.module.shape), stream(drawn, batches))
             shutil.rmtree(studio.out / "shards", ignore_errors=True)
-        return paths + [whole] * studio.npz
+        return [picture] * is_there(picture) + [npz] * studio.npz
 
     def trajectory(self, scene: Scene, out: Path) -> list[Path]:
         """The x_t of the first few images, as a picture and as an animation."""
@@ -82,8 +84,9 @@ class Reverse(Mode):
         images = torch.stack([found[t] for t in stages], dim=1)
         figure = Figure("trajectory", images, [""] * len(images), [f"$t = {t}$" for t in stages])
         pages = [enlarged(grid(to_uint8(found[t]), min(len(images), 4)), 256) for t in frames]
+        paths = write_figure(figure, out)
         write_webp(pages, out / "trajectory.webp")
-        return [*write_figure(figure, out), out / "trajectory.webp"]
+        return [*paths, out / "trajectory.webp"]
 
 
 def way(scene: Scene, count: int, kept: set[int]) -> dict[int, Images]:
