@@ -43,6 +43,7 @@ def test_what_was_drawn_is_not_drawn_again_and_goes_when_all_is_measured(
     assert len(rows_of(tmp_path / "cut/results.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_samples_of_another_seed_or_sampler_are_others(brief_run: Path, tmp_path: Path, calls: list[int]) -> None:
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         measured(brief_run, tmp_path / "results.jsonl", *MANY)
