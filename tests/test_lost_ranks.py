@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -128,35 +128,38 @@ def test_no_process_is_left_behind_whoever_started_the_ranks(tmp_path, launcher,
             os.kill(pid, signal.SIGKILL)
 
 
+@contextmanager
+def two_nodes(cwd):
+    """The agents of two nodes whose run has left its first checkpoint; at the end nothing of them is left."""
+    processes = agents(cwd, "trainer.max_steps=100000")
+    try:
+        while not list(cwd.glob("runs/nodes/*/checkpoints/last.ckpt")):
+            assert all(process.poll() is None for process in processes), (cwd / "told_0").read_text()
+            time.sleep(0.2)
+        yield processes
+    finally:
+        for pid in processes_in(cwd):
+            os.kill(pid, signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["0", "1"])
 def test_a_signal_to_one_node_ends_both_and_neither_has_succeeded(tmp_path, node):
     """Who started them would else not start the other one again."""
-    processes = agents(tmp_path, "trainer.max_steps=100000")
-    try:
-        while not list(tmp_path.glob("runs/nodes/*/checkpoints/last.ckpt")):
-            assert all(process.poll() is None for process in processes), (tmp_path / "told_0").read_text()
-            time.sleep(0.2)
+    with two_nodes(tmp_path) as processes:
         (rank,) = [
             pid for pid, is_rank in processes_in(tmp_path).items() if is_rank and told_to(pid, "GROUP_RANK") == node
         ]
         os.kill(rank, signal.SIGTERM)
         assert all(process.wait(60) for process in processes)
         assert "stopped by SIGTERM" in (tmp_path / "told_0").read_text()
-    finally:
-        for pid in processes_in(tmp_path):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_two_nodes_end_with_an_agent(tmp_path, lost):
     """As where one machine of two goes down: nobody waits for it."""
-    processes = agents(tmp_path, "trainer.max_steps=100000")
-    try:
-        while not list(tmp_path.glob("runs/nodes/*/checkpoints/last.ckpt")):
-            assert all(process.poll() is None for process in processes), (tmp_path / "told_0").read_text()
-            time.sleep(0.2)
+    with two_nodes(tmp_path) as processes:
         processes[lost].kill()
         end = time.monotonic() + SECONDS
         while (left := processes_in(tmp_path)) and time.monotonic() < end:
@@ -164,6 +167,3 @@ def test_two_nodes_end_with_an_agent(tmp_path, lost):
                 process.poll()
             time.sleep(0.1)
         assert not left, (tmp_path / "told_0").read_text() + (tmp_path / "told_1").read_text()
-    finally:
-        for pid in processes_in(tmp_path):
-            os.kill(pid, signal.SIGKILL)

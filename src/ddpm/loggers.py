@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from ddpm.errors import Refused
 from ddpm.meeting import is_follower
+from ddpm.whole import whole
 
 
 def wandb(*, project: str, folder: Path) -> WandbLogger:
@@ -59,9 +60,8 @@ def is_id(name: Any) -> bool:
 
 def keep_id(folder: Path, run_id: str) -> None:
     """Note the id of a run in its folder, at once or not at all."""
-    part = folder / "wandb_id.part"
-    part.write_text(run_id + "\n")
-    part.replace(folder / "wandb_id")
+    with whole(folder / "wandb_id") as part:
+        part.write_text(run_id + "\n")
 
 
 def _run_id(folder: Path) -> str:

@@ -18,6 +18,7 @@ from ddpm.images import to_pil
 from ddpm.metric import Nearest
 from ddpm.metric.neighbours import Neighbours
 from ddpm.pictures import CELL, DOTS, Table, enlarged_to, write_table
+from ddpm.whole import whole
 
 COLUMNS = ("sample", "rank", "training image", "distance")
 NEARER = "#c02020"
@@ -100,9 +101,8 @@ def plot(metric: Nearest, path: Path) -> Path:
     for panel, (title, shown) in enumerate(panels.items()):
         label(write_text, layout, panel, title, shown, metric.threshold)
     write_text(layout.gap, layout.top(layout.rows), legend(metric))
-    part = path.with_name(path.name + ".part")
-    sheet.savefig(part, format="png")
-    part.replace(path)
+    with whole(path) as part:
+        sheet.savefig(part, format="png")
     return path
 
 

@@ -20,6 +20,7 @@ from ddpm import texts
 from ddpm.errors import Refused
 from ddpm.meeting import CHOSEN, agreed, is_follower
 from ddpm.privacy import without_paths
+from ddpm.whole import whole
 
 _LONGEST = 120
 _TRACES = ("status.json", "checkpoints/last.ckpt", "checkpoints/previous.ckpt")  # a run leaves the first at its start
@@ -63,9 +64,9 @@ def note(folder: Path, **facts: Any) -> None:
     """Add to the `status.json` of a run, atomically; a reason without absolute paths."""
     facts |= {key: without_paths(text) for key, text in facts.items() if key == "reason" and text}
     file = folder / "status.json"
-    part = file.with_name("status.json.part")
-    part.write_text(json.dumps(status(folder) | facts, indent=2) + "\n")
-    part.replace(file)
+    text = json.dumps(status(folder) | facts, indent=2) + "\n"
+    with whole(file) as part:
+        part.write_text(text)
 
 
 def status(folder: Path) -> dict[str, Any]:

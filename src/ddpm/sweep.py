@@ -31,6 +31,7 @@ from ddpm.errors import Failed, Refused
 from ddpm.meeting import is_follower
 from ddpm.privacy import without_paths
 from ddpm.submitted import lost_jobs_fail
+from ddpm.whole import whole
 from ddpm.wording import no_choice
 
 Noted = tuple[Path, dict[str, float]]  # the file of the results, and the scores
@@ -91,9 +92,8 @@ class Jobs(Sweep):
 def write(config: DictConfig, outcome: Mapping[str, Any]) -> None:
     """Keep what came of a job of a sweep of evaluate.py."""
     file = Path(config.hydra.sweep.dir) / f"{config.hydra.job.num:06d}.json"
-    part = file.with_name(f"{file.name}.part")  # the table takes what is whole
-    part.write_text(json.dumps({"overrides": list(config.hydra.overrides.task), **outcome}))
-    part.replace(file)
+    with whole(file) as part:  # the table takes what is there
+        part.write_text(json.dumps({"overrides": list(config.hydra.overrides.task), **outcome}))
 
 
 def keep_refusal(folder: Path, overrides: Sequence[str], error: Exception) -> None:

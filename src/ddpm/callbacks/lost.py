@@ -18,6 +18,7 @@ from ddpm.callbacks.overflow import first_overflow
 from ddpm.data.image_data import ImageData
 from ddpm.errors import Diverged
 from ddpm.privacy import without_paths
+from ddpm.whole import whole
 
 FILE = "diverged.json"
 _SHOWN = 8  # indices in the message
@@ -135,6 +136,5 @@ def _agreed(trainer: Trainer, found: Place | str) -> Place | str:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    part = file.with_name(f"{file.name}.part")
-    part.write_text(json.dumps(content) + "\n")
-    part.replace(file)
+    with whole(file) as part:
+        part.write_text(json.dumps(content) + "\n")
