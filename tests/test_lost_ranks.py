@@ -63,11 +63,16 @@ def test_a_rank_that_draws_without_asking_the_others_ends_too_and_any_ranks_draw
     for out, ranks in (("lost_1", 1), ("lost_2", 2), ("whole", 1)):
         trainer = "trainer=cpu" if ranks == 1 else "trainer=ddp_cpu"
         start(tmp_path, *asked, f"out={out}", trainer, verb="sample", ranks=ranks).done()
-    names = sorted(path.name for path in (tmp_path / "whole").glob("*.[pn]*"))
+    names = pictures(tmp_path / "whole")
     assert len(names) == 63
     for again in (lost, tmp_path / "lost_2"):
-        assert sorted(path.name for path in again.glob("*.[pn]*")) == names
+        assert pictures(again) == names
         assert filecmp.cmpfiles(again, tmp_path / "whole", names, shallow=False)[0] == names
+
+
+def pictures(drawing: Path) -> list[str]:
+    """The files of a drawing, its overview's too."""
+    return sorted(str(path.relative_to(drawing)) for path in drawing.rglob("*.[pn]*"))
 
 
 def processes_in(cwd: Path) -> dict[int, bool]:
