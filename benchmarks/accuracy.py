@@ -1,10 +1,10 @@
 """Does a fast setting learn what float32 does? `python -m benchmarks.accuracy trainer.precision=bf16-mixed`.
 
-Trains with and without the setting from the same seeds: the same initial weights, images, times and noise. The training
-loss, in windows of steps, may then differ between the two by no more than it does between the seeds in float32. Printed
-are both, for each window. `--with` adds overrides to all runs:
+Trains with the setting, and in float32 with every convolution done directly, from the same seeds: the same initial
+weights, images, times and noise. The training loss, in windows of steps, may then differ between the two by no more
+than it does between the seeds in float32. Printed are both, for each window. `--with` adds overrides to all runs:
 
-    python -m benchmarks.accuracy trainer.precision=bf16-mixed --steps 20 --window 5 \
+    python -m benchmarks.accuracy trainer.precision=32-true --steps 20 --window 5 \
         --with model=ddpm_cifar10 data=cifar10 data.root=DATA data.batch_size=8
 """
 
@@ -22,14 +22,21 @@ from ddpm.callbacks.run_log import FILE, read
 
 TRAIN = Path(__file__).parents[1] / "train.py"
 EXACT = ["trainer.precision=32-true"]
+DIRECT = """
+import runpy, sys
+from ddpm.model.winograd import direct
+del sys.argv[0]
+with direct():
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 BARE = ["callbacks=[]", "logger=[]", "metric=[]", "optimized_metric=null", "trainer.log_every_n_steps=1"]
 
 
-def losses(overrides: Sequence[str], steps: int, window: int) -> NDArray[np.float64]:
-    """The training loss of a run, the mean of each window of steps."""
+def losses(python: Sequence[str], overrides: Sequence[str], steps: int, window: int) -> NDArray[np.float64]:
+    """The training loss of a run by an interpreter with these options, the mean of each window of steps."""
     with tempfile.TemporaryDirectory() as folder:
         asked = [*BARE, f"trainer.max_steps={steps}", *overrides, f"runs={folder}", "name=run"]
-        subprocess.run([sys.executable, TRAIN, *asked], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *python, TRAIN, *asked], check=True, stdout=subprocess.DEVNULL)
         history = read(next(Path(folder).glob(f"run/*/{FILE}")))["train/loss"]
     every = np.array([history[step] for step in sorted(history)])
     return every[: steps // window * window].reshape(-1, window).mean(1)
@@ -48,9 +55,10 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Print the windows; 1 if the setting is further from float32 than one seed from another."""
     asked = arguments()
+    seeds = range(asked.seeds)
     exact, fast = (
-        np.array([losses([*asked.common, *way, f"seed={k}"], asked.steps, asked.window) for k in range(asked.seeds)])
-        for way in (EXACT, asked.setting)
+        np.array([losses(way, [*asked.common, *setting, f"seed={k}"], asked.steps, asked.window) for k in seeds])
+        for way, setting in ((["-c", DIRECT], EXACT), ([], asked.setting))
     )
     away, spread = np.abs(fast - exact).max(0), np.ptp(exact, axis=0)
     print("   steps up to   float32   |setting - float32|, the most   seeds apart")

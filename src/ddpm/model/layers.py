@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddpm.model.winograd import Conv3x3
+
 
 def sinusoidal(time: Tensor, dim: int, *, cos_first: bool, half_minus_one: bool) -> Tensor:
     """The timestep embedding, time (b,) to float32 (b, dim): sines and cosines of time * 10000^(-i / n).
@@ -112,11 +114,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.scale_shift = scale_shift
         self.norm1 = GroupNorm(num_groups, channels_in, eps)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Conv3x3(channels_in, channels_out)
         self.temb_proj = nn.Linear(temb_dim, 2 * channels_out if scale_shift else channels_out)
         self.norm2 = GroupNorm(num_groups, channels_out, eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv3x3(channels_out, channels_out)
         self.nin_shortcut = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:

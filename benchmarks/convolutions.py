@@ -1,7 +1,9 @@
-"""What it saves that the U-Net's upsamplings are transposed convolutions: `python -m benchmarks.upsampling`.
+"""What our convolutions save: `python -m benchmarks.convolutions`.
 
-`model=ddpm_cifar10` as it is, and with each pixel repeated before a 3x3 convolution, take turns: forward, and forward
-with backward. Printed are the median over the rounds of the quotient of their times, and its quartiles.
+`model=ddpm_cifar10` as it is takes turns with itself with one thing undone: with 3x3 convolutions as PyTorch computes
+them, which matters on a CPU alone, and with each pixel repeated before an upsampling's 3x3 convolution instead of a
+transposed one. Forward, and forward with backward. Printed are the median over the rounds of the quotient of their
+times, and its quartiles.
 """
 
 import statistics
@@ -17,9 +19,11 @@ from torch.nn import functional
 from benchmarks.turns import rounds
 from ddpm.model import UNet
 from ddpm.model.layers import Upsample
+from ddpm.model.winograd import direct
 
 BATCH, SHAPE, ROUNDS = 8, (3, 32, 32), 9
 CONF = Path(__file__).parents[1] / "conf/model/ddpm_cifar10.yaml"
+Step = Callable[[], object]
 
 
 class Repeated(nn.Module):
@@ -44,10 +48,20 @@ def network(repeats: bool, device: torch.device) -> UNet:
     return unet.to(device, memory_format=torch.channels_last)
 
 
-def told(name: str, ours: Callable[[], object], direct: Callable[[], object]) -> None:
-    quotients = [taken["direct"] / taken["ours"] for taken in rounds({"ours": ours, "direct": direct}, ROUNDS)]
+def told(name: str, ours: Step, undone: Step) -> None:
+    quotients = [taken["undone"] / taken["ours"] for taken in rounds({"ours": ours, "undone": undone}, ROUNDS)]
     low, middle, high = statistics.quantiles(quotients, n=4)
-    print(f"{name:24} {middle:.3f} times the rate (quartiles {low:.3f} and {high:.3f})")
+    print(f"{name:40} {middle:.3f} times the rate (quartiles {low:.3f} and {high:.3f})", flush=True)
+
+
+def directly(step: Step) -> None:
+    with direct():
+        step()
+
+
+def compare(name: str, step: Callable[[UNet], object], ours: UNet, repeated: UNet) -> None:
+    told(f"{name}: 3x3 by Winograd", lambda: step(ours), lambda: directly(lambda: step(ours)))
+    told(f"{name}: upsampling", lambda: step(ours), lambda: step(repeated))
 
 
 if __name__ == "__main__":
@@ -56,5 +70,5 @@ if __name__ == "__main__":
     x = torch.randn(BATCH, *SHAPE, device=device).to(memory_format=torch.channels_last)
     t = torch.arange(BATCH, device=device)
     with torch.inference_mode():
-        told("forward", *[lambda unet=unet: unet.eval()(x, t) for unet in both])
-    told("forward and backward", *[lambda unet=unet: unet.train()(x, t).square().mean().backward() for unet in both])
+        compare("forward", lambda unet: unet.eval()(x, t), *both)
+    compare("forward and backward", lambda unet: unet.train()(x, t).square().mean().backward(), *both)
