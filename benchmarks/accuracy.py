@@ -1,8 +1,9 @@
 """Does a fast setting learn what float32 does? `python -m benchmarks.accuracy trainer.precision=bf16-mixed`.
 
-Trains with the setting, and in float32 with every convolution done directly, from the same seeds: the same initial
+Trains with the setting, and in float32 with every convolution PyTorch's own, from the same seeds: the same initial
 weights, images, times and noise. The training loss, in windows of steps, may then differ between the two by no more
-than it does between the seeds in float32. Printed are both, for each window. `--with` adds overrides to all runs:
+than it does between the seeds in float32. Printed are both, for each window. Both run in one process. `--with` adds
+overrides to all runs:
 
     python -m benchmarks.accuracy trainer.precision=32-true --steps 20 --window 5 \
         --with model=ddpm_cifar10 data=cifar10 data.root=DATA data.batch_size=8
@@ -63,10 +64,10 @@ def main() -> int:
     away, spread = np.abs(fast - exact).max(0), np.ptp(exact, axis=0)
     print("   steps up to   float32   |setting - float32|, the most   seeds apart")
     for k, row in enumerate(zip(exact.mean(0), away, spread, strict=True)):
-        print("{:14d} {:9.5f} {:31.5f} {:13.5f}".format((k + 1) * asked.window, *row))
+        print("{:14d} {:9.5f} {:31.2g} {:13.2g}".format((k + 1) * asked.window, *row))
     within = bool(away.mean() <= spread.mean())  # by one window, chance might decide
     told = "within" if within else "NOT within"
-    print(f"in the mean {away.mean():.5f}, {told} the {spread.mean():.5f} between {asked.seeds} seeds")
+    print(f"in the mean {away.mean():.2g}, {told} the {spread.mean():.2g} between {asked.seeds} seeds")
     return 0 if within else 1
 
 

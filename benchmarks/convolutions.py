@@ -1,13 +1,14 @@
 """What our convolutions save: `python -m benchmarks.convolutions`.
 
-`model=ddpm_cifar10` as it is takes turns with itself with one thing undone: with 3x3 convolutions as PyTorch computes
-them, which matters on a CPU alone, and with each pixel repeated before an upsampling's 3x3 convolution instead of a
-transposed one. Forward, and forward with backward. Printed are the median over the rounds of the quotient of their
-times, and its quartiles.
+First, on a CPU, single 3x3 convolutions by Winograd's algorithm over PyTorch's own: where it gains nothing, it is not
+used. Then `model=ddpm_cifar10` as it is over the same with all convolutions PyTorch's own; and, with these, upsampling
+as transposed convolutions over each pixel repeated before a 3x3 convolution. What is compared takes turns, forward and
+forward with backward. Printed are the median over the rounds of the quotient of their times, and its quartiles.
 """
 
 import statistics
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from torch.nn import functional
 from benchmarks.turns import rounds
 from ddpm.model import UNet
 from ddpm.model.layers import Upsample
-from ddpm.model.winograd import direct
+from ddpm.model.winograd import convolution, direct
 
 BATCH, SHAPE, ROUNDS = 8, (3, 32, 32), 9
 CONF = Path(__file__).parents[1] / "conf/model/ddpm_cifar10.yaml"
-Step = Callable[[], object]
+Call = Callable[[], Tensor]
 
 
 class Repeated(nn.Module):
@@ -48,27 +49,42 @@ def network(repeats: bool, device: torch.device) -> UNet:
     return unet.to(device, memory_format=torch.channels_last)
 
 
-def told(name: str, ours: Step, undone: Step) -> None:
-    quotients = [taken["undone"] / taken["ours"] for taken in rounds({"ours": ours, "undone": undone}, ROUNDS)]
+def compare(name: str, ours: Call, other: Call) -> None:
+    """Forward alone, and with the gradients of whatever wants one."""
+    with torch.no_grad():
+        told(f"{name}, forward", ours, other)
+    told(f"{name}, with backward", lambda: ours().mean().backward(), lambda: other().mean().backward())
+
+
+def told(name: str, ours: Callable[[], object], other: Callable[[], object]) -> None:
+    quotients = [taken["other"] / taken["ours"] for taken in rounds({"ours": ours, "other": other}, ROUNDS)]
     low, middle, high = statistics.quantiles(quotients, n=4)
-    print(f"{name:40} {middle:.3f} times the rate (quartiles {low:.3f} and {high:.3f})", flush=True)
+    print(f"{name:52} {middle:.2f} times the rate (quartiles {low:.2f} and {high:.2f})", flush=True)
 
 
-def directly(step: Step) -> None:
+def directly(call: Call) -> Tensor:
     with direct():
-        step()
+        return call()
 
 
-def compare(name: str, step: Callable[[UNet], object], ours: UNet, repeated: UNet) -> None:
-    told(f"{name}: 3x3 by Winograd", lambda: step(ours), lambda: directly(lambda: step(ours)))
-    told(f"{name}: upsampling", lambda: step(ours), lambda: step(repeated))
+def single(channels: int, side: int) -> None:
+    conv = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
+    x = torch.randn(BATCH, channels, side, side).to(memory_format=torch.channels_last).requires_grad_()
+    compare(f"{channels} channels, {side}x{side}", lambda: convolution(x, conv.weight, conv.bias), lambda: conv(x))
+
+
+def whole(device: torch.device) -> None:
+    unet, repeated = (network(repeats, device) for repeats in (False, True))
+    x = torch.randn(BATCH, *SHAPE, device=device).to(memory_format=torch.channels_last)
+    t = torch.arange(BATCH, device=device)
+    compare("ddpm_cifar10", lambda: unet(x, t), lambda: directly(lambda: unet(x, t)))
+    ways = [lambda unet=unet: directly(lambda: unet(x, t)) for unet in (unet, repeated)]
+    compare("its transposed convolutions", *ways)
 
 
 if __name__ == "__main__":
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    both = [network(repeats, device) for repeats in (False, True)]
-    x = torch.randn(BATCH, *SHAPE, device=device).to(memory_format=torch.channels_last)
-    t = torch.arange(BATCH, device=device)
-    with torch.inference_mode():
-        compare("forward", lambda unet: unet.eval()(x, t), *both)
-    compare("forward and backward", lambda unet: unet.train()(x, t).square().mean().backward(), *both)
+    if device.type == "cpu":
+        for channels, side in product((32, 64, 128, 256), (8, 16, 32)):
+            single(channels, side)
+    whole(device)

