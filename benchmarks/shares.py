@@ -68,9 +68,9 @@ def shares(problem: Problem, task: str, precision: str, device: torch.device, st
 
 
 def ours_or(operator: FunctionEvent) -> FunctionEvent:
-    """The operator of ours that it is a part of; else itself."""
+    """Our convolution, or the backward of it, that it is a part of; else itself."""
     above = operator
-    while above and not above.name.startswith("ddpm::"):
+    while above and "conv3x3" not in above.name:
         above = above.cpu_parent
     return above or operator
 
