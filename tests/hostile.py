@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import gc
 import io
 import multiprocessing
 import os
@@ -478,7 +479,8 @@ def within(gigabytes: float, seconds: float, work: Callable[..., None], *argumen
 
 def _limited(gigabytes: float, pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no room for this work
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free before is no room for this work
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
