@@ -22,7 +22,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 Shape = Sequence[int]
 
-CHANNELS, PIXELS = 128, 256  # with fewer the transforms cost about what the products save
+CHANNELS, PIXELS = 128, 256  # with fewer it gains little or loses: the transforms cost what the products save
 TILES = 128  # at once: bounds the memory that lies between the products
 
 _A_T = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
