@@ -477,12 +477,19 @@ def within(gigabytes: float, seconds: float, work: Callable[..., None], *argumen
     assert child.exitcode == 0, told or f"the child died of {child.exitcode}"
 
 
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _limited(gigabytes: float, pipe: Any, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free before is no room for this work
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 2**30)
+    ctypes.CDLL(None).malloc_trim(0)
+    taken = [bytearray()]  # what is free before is no room for this work
+    most = _address_space()
+    while _address_space() == most:
+        taken.append(bytearray(2**23))
+    most += int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         work(*arguments)

@@ -126,7 +126,7 @@ def test_a_file_has_the_keys_that_readers_rely_on(tmp_path):
     file = tmp_path / "new" / place.name
     content = filled(file).content()
     kept = report.read(file)
-    assert place.name == f"{kept['date'][:10]}-cpu-a-processor-tm-9-2-cores.json"
+    assert place.name == f"{kept['date'][:10]}-cpu-a-processor-tm-9-avx2-2-cores.json"
     assert kept | {"seconds": 0} == content | {"seconds": 0}
     assert {"machine", "versions", "commit", "rows", "seconds"} <= kept.keys()
     assert list(file.parent.iterdir()) == [file]  # nothing half written
@@ -165,7 +165,15 @@ def test_some_contenders_race_beside_our_own():
     ]
 
 
-@pytest.mark.parametrize("other", [{"commit": "0"}, {"versions": {}}, {"machine": {"processor": "B"}}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"commit": "0"},
+        {"versions": {}},
+        {"machine": FOUND["machine"] | {"processor": "B"}},
+        {"machine": FOUND["machine"] | {"instructions": "AVX512"}},
+    ],
+)
 def test_results_of_something_else_are_not_gone_on_with(tmp_path, other):
     file = tmp_path / "some.json"
     results.write(filled().content() | other, file)

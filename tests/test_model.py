@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ddpm.errors import Refused
 from ddpm.model import UNet
-from ddpm.model.layers import Attention, Downsample, GroupNorm, ResidualBlock, Upsample, sinusoidal
+from ddpm.model.layers import Attention, Downsample, Dropout, GroupNorm, ResidualBlock, Upsample, sinusoidal
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -285,6 +285,43 @@ def test_group_norm_keeps_bfloat16_and_counts_in_float32() -> None:
     assert out.dtype == torch.bfloat16
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert_close(out.float(), norm(low.float()), rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_each_value_with_1_minus_p_and_keeps_their_mean(dtype: torch.dtype) -> None:
+    part, p, n = Dropout(0.1), 0.1, 2**20
+    x = torch.ones(n // 2**12, 64, 8, 8, dtype=dtype).to(memory_format=torch.channels_last)
+    first, second = part(x), part(x)
+    assert first.is_contiguous(memory_format=torch.channels_last)
+    kept = torch.tensor(1 / (1 - p), dtype=dtype)
+    assert set(first.unique().tolist()) == {0.0, kept.item()}
+    for share, expected in (((first > 0), 1 - p), ((first > 0) & (second > 0), (1 - p) ** 2)):
+        assert abs(share.double().mean() - expected) < 5 * math.sqrt(expected * (1 - expected) / n)
+
+
+def test_dropout_drops_of_the_gradient_what_it_dropped() -> None:
+    x = torch.randn(4, 8, 4, 4, requires_grad=True)
+    out = Dropout(0.5)(x)
+    out.backward(torch.ones_like(out))
+    assert torch.equal(x.grad, 2.0 * (out != 0))
+    assert torch.equal(out, x.detach() * x.grad)
+
+
+def test_dropout_is_drawn_from_the_seed_and_nothing_where_p_is_0() -> None:
+    x, drawn = torch.randn(4, 8, 4, 4), []
+    for p in (0.3, 0.3, 0.0, 1 - 1e-12):
+        torch.manual_seed(1)
+        drawn.append(Dropout(p)(x))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], x)
+    assert not drawn[3].any()
+
+
+def test_dropout_takes_what_has_gaps_or_no_values() -> None:
+    x = torch.randn(4, 8, 4, 4)
+    for view in (x[:, ::2], x[:0], x[:1].expand(4, -1, -1, -1)):
+        out = Dropout(0.5)(view)
+        assert torch.equal(out[out != 0], 2 * view[out != 0])
 
 
 # How it begins

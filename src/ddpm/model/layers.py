@@ -43,14 +43,27 @@ class TimeEmbedding(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that returns the dtype it is given, with statistics in float32 under autocast.
+    """Group normalisation in the dtype of its weights, float32 under autocast, that returns the dtype it is given.
 
-    On the CPU the kernel takes bfloat16 activations beside float32 weights and accumulates in float32. On
-    CUDA autocast runs it in float32 as a whole: casting the result back spares the next layers that width.
+    On CUDA autocast does the same, but for casting back, which spares the next layers that width. On a CPU the kernel
+    would take bfloat16, but is slower with it: its gradient, and whatever has few channels a group.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).to(x.dtype)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class Dropout(nn.Dropout):
+    """Dropout that on a CPU compares 31 random bits of each value with p, which takes half of PyTorch's time.
+
+    What is kept is scaled before it is rounded to its dtype, so that its mean is right in bfloat16, too.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        bits = torch.empty_like(x, dtype=torch.int32).random_()
+        return torch.where(bits >= min(round(self.p * 2**31), 2**31 - 1), x / (1 - self.p), 0)
 
 
 class Downsample(nn.Module):
@@ -121,7 +134,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = Conv3x3(channels_in, channels_out)
         self.temb_proj = nn.Linear(temb_dim, 2 * channels_out if scale_shift else channels_out)
         self.norm2 = GroupNorm(num_groups, channels_out, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = Conv3x3(channels_out, channels_out)
         self.nin_shortcut = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
