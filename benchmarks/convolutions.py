@@ -1,9 +1,10 @@
 """What our convolutions save: `python -m benchmarks.convolutions`.
 
 First, on a CPU, single 3x3 convolutions by Winograd's algorithm over PyTorch's own: where it gains nothing, it is not
-used. Then `model=ddpm_cifar10` as it is over the same with all convolutions PyTorch's own; and, with these, upsampling
-as transposed convolutions over each pixel repeated before a 3x3 convolution. What is compared takes turns, forward and
-forward with backward. Printed are the median over the rounds of the quotient of their times, and its quartiles.
+used. Then upsampling as a transposed convolution over each pixel repeated before a 3x3 convolution, both PyTorch's own.
+At last `model=ddpm_cifar10` as it is over the same with all convolutions PyTorch's own, and with these over the same
+with all pixels repeated. What is compared takes turns, forward and forward with backward. Printed are the median over
+the rounds of the quotient of their times, and its quartiles.
 """
 
 import statistics
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor, nn
-from torch.nn import functional
 
 from benchmarks.turns import rounds
 from ddpm.model import UNet
@@ -28,15 +28,14 @@ Call = Callable[[], Tensor]
 
 
 class Repeated(nn.Module):
-    """What Upsample computes, written as it is defined."""
+    """What Upsample computes, as it is defined."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, upsample: Upsample) -> None:
         super().__init__()
-        self.conv = conv
+        self.upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return out
+        return self.upsample.repeated(x)
 
 
 def network(repeats: bool, device: torch.device) -> UNet:
@@ -45,7 +44,7 @@ def network(repeats: bool, device: torch.device) -> UNet:
     unet = UNet(shape=SHAPE, num_classes=0, learned=False, **options)
     for level in unet.up:
         if repeats and isinstance(level.upsample, Upsample):
-            level.upsample = Repeated(level.upsample.conv)
+            level.upsample = Repeated(level.upsample)
     return unet.to(device, memory_format=torch.channels_last)
 
 
@@ -73,6 +72,13 @@ def single(channels: int, side: int) -> None:
     compare(f"{channels} channels, {side}x{side}", lambda: convolution(x, conv.weight, conv.bias), lambda: conv(x))
 
 
+def upsampled(channels: int, side: int) -> None:
+    part = Upsample(channels).to(memory_format=torch.channels_last)
+    x = torch.randn(BATCH, channels, side, side).to(memory_format=torch.channels_last).requires_grad_()
+    ways = [lambda way=way: directly(lambda: way(x)) for way in (part.transposed, part.repeated)]
+    compare(f"transposed from {channels} channels, {side}x{side}", *ways)
+
+
 def whole(device: torch.device) -> None:
     unet, repeated = (network(repeats, device) for repeats in (False, True))
     x = torch.randn(BATCH, *SHAPE, device=device).to(memory_format=torch.channels_last)
@@ -87,4 +93,6 @@ if __name__ == "__main__":
     if device.type == "cpu":
         for channels, side in product((32, 64, 128, 256), (8, 16, 32)):
             single(channels, side)
+        for channels, side in product((64, 256), (4, 8, 16)):
+            upsampled(channels, side)
     whole(device)

@@ -196,12 +196,16 @@ def test_the_floor_of_the_benchmark_does_what_we_do():
     floor.repeatable(calls, x.device)()
 
 
-@pytest.mark.parametrize("channels", [4, 128])
-def test_upsampling_is_the_convolution_of_repeated_pixels_either_way(channels):
+@pytest.mark.parametrize(("channels", "side", "way"), [(4, 4, 4), (128, 4, 3), (128, 9, 4), (128, 8, 6)])
+def test_upsampling_is_the_convolution_of_repeated_pixels_in_each_way(channels, side, way):
+    """As a transposed convolution by 4x4, one by 3x3, or by 6x6 products."""
     torch.manual_seed(1)
-    part, x = Upsample(channels), drawn(2, channels, 8, 8, dtype=torch.float32)
+    part, x = Upsample(channels), drawn(2, channels, side, side, dtype=torch.float32)
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    assert part.conv.suits(x, scale=2) == (channels == 128)
+    assert part.conv.suits(x, scale=2) == (way == 6)
+    (call,) = floor.recorded(lambda: part(x))
+    assert call.operation.overloadpacket.__name__ == ("conv3x3" if way == 6 else "convolution")
+    assert call.arguments[1].shape[-1] == {4: 4, 3: 3, 6: 3}[way]
     torch.testing.assert_close(part(x), by_definition(repeated, part.conv.weight, part.conv.bias), rtol=1e-4, atol=1e-4)
 
 

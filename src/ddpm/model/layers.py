@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from ddpm.model.winograd import Conv3x3
 
+FEW_PIXELS = 64  # by `python -m benchmarks.convolutions`
+
 
 def sinusoidal(time: Tensor, dim: int, *, cos_first: bool, half_minus_one: bool) -> Tensor:
     """The timestep embedding, time (b,) to float32 (b, dim): sines and cosines of time * 10000^(-i / n).
@@ -87,8 +89,8 @@ class Upsample(nn.Module):
     """Doubles height and width: each pixel repeated, then a 3x3 convolution.
 
     Both are one transposed convolution of stride 2, whose 4x4 kernel holds sums of the 3x3 one's taps: where two
-    of them meet one repeated pixel, its product is formed once. That takes 4/9 of the multiplications; where
-    `Conv3x3` takes a quarter, they are done apart.
+    of them meet one repeated pixel, its product is formed once. That takes 4/9 of the multiplications. They are done
+    apart where `Conv3x3` takes a quarter, and where wide maps have so few pixels that the sums would cost more.
     """
 
     def __init__(self, channels: int) -> None:
@@ -96,9 +98,15 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv.suits(x, scale=2):
-            out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
-            return out
+        if self.conv.suits(x, scale=2) or (self.conv.wide and x.shape[-2] * x.shape[-1] < FEW_PIXELS):
+            return self.repeated(x)
+        return self.transposed(x)
+
+    def repeated(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+    def transposed(self, x: Tensor) -> Tensor:
         kernel = _doubled(_doubled(self.conv.weight, 2), 3).transpose(0, 1)
         return functional.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 

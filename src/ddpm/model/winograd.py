@@ -53,6 +53,7 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, 3, padding=1)
+        self.wide = min(channels_in, channels_out) >= CHANNELS
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.suits(x):
@@ -62,8 +63,7 @@ class Conv3x3(nn.Conv2d):
 
     def suits(self, x: Tensor, scale: int = 1) -> bool:
         """Would x, were its sides so many times as long, take the way with fewer multiplications?"""
-        wide = min(self.in_channels, self.out_channels) >= CHANNELS
-        return self.fast and wide and _plain(x) and _large(scale * x.shape[-2], scale * x.shape[-1])
+        return self.fast and self.wide and _plain(x) and _large(scale * x.shape[-2], scale * x.shape[-1])
 
 
 @contextmanager
