@@ -93,6 +93,6 @@ if __name__ == "__main__":
     if device.type == "cpu":
         for channels, side in product((32, 64, 128, 256), (8, 16, 32)):
             single(channels, side)
-        for channels, side in product((64, 256), (4, 8, 16)):
+        for channels, side in product((64, 128, 256), (4, 6, 8, 16)):
             upsampled(channels, side)
     whole(device)

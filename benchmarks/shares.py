@@ -30,7 +30,17 @@ KINDS = {  # an operator is of the first kind of which a word is in its name
     "padding": ("constant_pad",),
     "optimiser, clipping, average": ("_fused_adam", "_foreach", "linalg_vector_norm", "lerp", "zero_grad"),
     "Python between operators": ("Optimizer.step", "DataLoader"),  # the first has the whole step within
-    "random numbers": ("bernoulli", "bitwise", "__rshift__", "aten::log", "aten::cos", "aten::sin"),
+    "random numbers": (
+        "bernoulli",
+        "random_",
+        "aten::ge",
+        "aten::where",
+        "bitwise",
+        "__rshift__",
+        "aten::log",
+        "aten::cos",
+        "aten::sin",
+    ),
     "copies": ("copy_", "aten::cat", "aten::clone"),
     "elementwise": ("aten::add", "aten::mul", "aten::div", "aten::sub", "aten::sum", "aten::fill_"),
 }

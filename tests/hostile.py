@@ -485,11 +485,10 @@ def _limited(gigabytes: float, pipe: Any, work: Callable[..., None], arguments: 
     torch.set_num_threads(1)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    taken = [bytearray()]  # what is free before is no room for this work
-    most = _address_space()
-    while _address_space() == most:
+    before, taken = _address_space(), [bytearray()]  # what is free before is no room for this work
+    while _address_space() < before + 2**23:
         taken.append(bytearray(2**23))
-    most += int(gigabytes * 2**30)
+    most = _address_space() + int(gigabytes * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     try:
         work(*arguments)

@@ -105,15 +105,10 @@ class Book:
 
 def going_on(fresh: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The results of another run, to be gone on with. Raises SystemExit where this one would not belong to it."""
-    where = [content["machine"].get("gpu", _processor(content["machine"])) for content in (fresh, before)]
-    if "races" not in before or where[0] != where[1] or any(fresh[name] != before[name] for name in SAME):
+    machines = [content["machine"] | {"load_before": None} for content in (fresh, before)]
+    if "races" not in before or machines[0] != machines[1] or any(fresh[name] != before[name] for name in SAME):
         raise SystemExit("The results there are of another commit, machine or version: give --out, or no --resume.")
     return before | {"notes": list(dict.fromkeys([*before["notes"], *fresh["notes"]]))}
-
-
-def _processor(machine: Mapping[str, Any]) -> str:
-    """With what it computes: a cloud gives one name to several generations."""
-    return f"{machine['processor']} {machine['instructions']} {machine['cores']} cores"
 
 
 def commit() -> str | None:
@@ -124,9 +119,10 @@ def commit() -> str | None:
 
 
 def place(found: Mapping[str, Any], device: str) -> Path:
-    """benchmarks/results/DATE-DEVICE.json, of today."""
+    """benchmarks/results/DATE-DEVICE.json, of today. A cloud gives one name to several generations of processors."""
     machine = found["machine"]
-    name = machine["gpu"] if device == "cuda" else f"cpu {_processor(machine)}"
+    cpu = "cpu {processor} {instructions} {cores} cores".format_map(machine)
+    name = machine["gpu"] if device == "cuda" else cpu
     slug = re.sub(r"\W+", "-", name.lower()).strip("-")
     return FOLDER / f"{datetime.now(UTC):%Y-%m-%d}-{slug}.json"
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ddpm.model.winograd import Conv3x3
 
-FEW_PIXELS = 64  # by `python -m benchmarks.convolutions`
+FEW_PIXELS = 64  # on a CPU, by `python -m benchmarks.convolutions`
 
 
 def sinusoidal(time: Tensor, dim: int, *, cos_first: bool, half_minus_one: bool) -> Tensor:
@@ -62,7 +62,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training or self.p in (0, 1) or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         bits = torch.empty_like(x, dtype=torch.int32).random_()
         return torch.where(bits >= min(round(self.p * 2**31), 2**31 - 1), x / (1 - self.p), 0)
@@ -90,7 +90,7 @@ class Upsample(nn.Module):
 
     Both are one transposed convolution of stride 2, whose 4x4 kernel holds sums of the 3x3 one's taps: where two
     of them meet one repeated pixel, its product is formed once. That takes 4/9 of the multiplications. They are done
-    apart where `Conv3x3` takes a quarter, and where wide maps have so few pixels that the sums would cost more.
+    apart where `Conv3x3` takes a quarter, and on a CPU where wide maps are so small that the sums would cost more.
     """
 
     def __init__(self, channels: int) -> None:
@@ -98,9 +98,8 @@ class Upsample(nn.Module):
         self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv.suits(x, scale=2) or (self.conv.wide and x.shape[-2] * x.shape[-1] < FEW_PIXELS):
-            return self.repeated(x)
-        return self.transposed(x)
+        few = x.device.type == "cpu" and self.conv.wide and x.shape[-2] * x.shape[-1] < FEW_PIXELS
+        return self.repeated(x) if few or self.conv.suits(x, scale=2) else self.transposed(x)
 
     def repeated(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
