@@ -56,7 +56,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class Dropout(nn.Dropout):
-    """Dropout that on a CPU compares 31 random bits of each value with p, which takes half of PyTorch's time.
+    """Dropout that on a CPU compares 31 random bits of each value with p, which takes less time than PyTorch's own.
 
     What is kept is scaled before it is rounded to its dtype, so that its mean is right in bfloat16, too.
     """
