@@ -1,9 +1,9 @@
 """Does a fast setting learn what float32 does? `python -m benchmarks.accuracy trainer.precision=bf16-mixed`.
 
-Trains with the setting, and in float32 with every convolution PyTorch's own, from the same seeds: the same initial
-weights, images, times and noise. The training loss, in windows of steps, may then differ between the two by no more
-than it does between the seeds in float32. Printed are both, for each window. Both run in one process. `--with` adds
-overrides to all runs:
+Trains with the setting, and in float32 with every convolution PyTorch's own (on a GPU without TF32), from the same
+seeds: the same initial weights, images, times and noise. The training loss, in windows of steps, may then differ
+between the two by no more than it does between the seeds in float32. Printed are both, for each window. Both run in
+one process. `--with` adds overrides to all runs:
 
     python -m benchmarks.accuracy trainer.precision=32-true --steps 20 --window 5 \
         --with model=ddpm_cifar10 data=cifar10 data.root=DATA data.batch_size=8
@@ -24,8 +24,9 @@ from ddpm.callbacks.run_log import FILE, read
 TRAIN = Path(__file__).parents[1] / "train.py"
 EXACT = ["trainer.precision=32-true"]
 DIRECT = """
-import runpy, sys
+import runpy, sys, torch
 from ddpm.model.winograd import direct
+torch.backends.cudnn.allow_tf32 = False
 del sys.argv[0]
 with direct():
     runpy.run_path(sys.argv[0], run_name="__main__")

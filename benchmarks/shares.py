@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 
 import torch
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
@@ -58,6 +59,8 @@ class Shutter(pace.Pace):
 
     def tick(self, share: float = 1.0) -> None:
         self.left -= 1
+        if self.left in (self.steps, 0) and torch.cuda.is_available():
+            torch.cuda.synchronize()
         if self.left == self.steps:
             self.told.start()
         if self.left == 0:
@@ -72,8 +75,9 @@ def shares(problem: Problem, task: str, precision: str, device: torch.device, st
         Contender(Spec(problem, Setting("eager", precision), device, precision)).tasks()[task](shutter)
     spent: Counter[str] = Counter()
     for operator in shutter.told.events():
-        on_device = operator.self_device_time_total if device.type == "cuda" else operator.self_cpu_time_total
-        spent[kind(ours_or(operator).name)] += on_device
+        if operator.device_type == DeviceType.CPU:  # kernels count where they were called
+            on_device = operator.self_device_time_total if device.type == "cuda" else operator.self_cpu_time_total
+            spent[kind(ours_or(operator).name)] += on_device
     return {name: value / spent.total() for name, value in spent.most_common()}
 
 

@@ -309,7 +309,7 @@ BETAS: tuple[Any, ...] = (
 FACTS: tuple[dict[str, Any], ...] = (
     *({"shape": s} for s in ([3, 10**6, 10**6], [0, 8, 8], [-1, 8, 8], [1, 8], [1, 8, 8, 8], "188", None, [1, NAN, 8])),
     *({"shape": s} for s in ([3, 8, 8], [10**400, 8, 8], [1, 7, 7], [2, 8, 8])),
-    *({"num_levels": n} for n in (1, 0, -3, HUGE, NAN, "x", [17])),
+    *({"num_levels": n} for n in (1, 0, -3, HUGE, NAN, None, "x", [17])),
     *({"class_names": n} for n in ("x", 5, [5], None, {"a": "b"})),
     {"name": 5},
     {"note": None},
@@ -341,6 +341,20 @@ WHOLE: dict[str, Change] = {  # what else may be wrong with a file of ours
     "a weight too few": lambda c: c["state_dict"].popitem(),
     "a weight too many": lambda c: c["state_dict"].update({"diffusion.x": torch.zeros(1)}),
     "a weight without a name": lambda c: c["state_dict"].update({5: torch.zeros(1), "diffusion.x": 5}),
+}
+
+
+UNTOLD: dict[str, Change] = {  # which shows when the data are asked for
+    "no data": lambda c: c["ddpm"]["config"].pop("data"),
+    "data that are none": lambda c: c["ddpm"]["config"].update(data="x"),
+    "no seed": lambda c: c["ddpm"]["config"].pop("seed"),
+    "a seed of many numbers": lambda c: c["ddpm"]["config"].update(seed=torch.zeros(2)),
+}
+GOING_ON: dict[str, Change] = UNTOLD | {  # which shows when training is to go on
+    "an optimiser in words": lambda c: c["ddpm"]["config"].update(optimizer="adam"),
+    "an optimiser that is a number": lambda c: c["ddpm"]["config"].update(optimizer=7),
+    "an optimiser of nothing": lambda c: c["ddpm"]["config"].update(optimizer=None),
+    "a model of many numbers": lambda c: c["ddpm"]["config"]["model"].update(channels=torch.zeros(2)),
 }
 
 

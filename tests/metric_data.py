@@ -25,7 +25,6 @@ class Few:
 
     def batches(self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None) -> Iterator[Batch]:
         chosen = torch.arange(len(self.load(split))) if indices is None else torch.as_tensor(indices)
-        assert self.facts.num_levels is not None
         for part in chosen.split(batch_size):
             levels, labels = self.load(split)[part]
             yield Batch(from_levels(levels, self.facts.num_levels), labels, part)

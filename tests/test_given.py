@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -59,9 +60,12 @@ def test_images_are_the_same_whatever_they_lie_in(drawn, tmp_path):
     whole = np.load(drawn / "npz/samples.npz")["arr_0"]
     shutil.copy(drawn / "npz/samples.npz", tmp_path / "theirs.npz")
     np.savez(tmp_path / "numpys.npz", other=np.zeros(3), arr_0=whole)
+    np.savez(tmp_path / "fortrans.npz", arr_0=np.asfortranarray(whole))
+    with zipfile.ZipFile(tmp_path / "long.npz", "w") as archive, archive.open("arr_0.npy", "w") as file:
+        np.lib.format.write_array(file, whole, version=(2, 0))
     model = json.loads((drawn / "npz/drawing.json").read_text())["checkpoint"]
     places = [drawn / name for name in ("both", "npz", "png", "others")]
-    places += [tmp_path / name for name in ("theirs.npz", "numpys.npz")]
+    places += [tmp_path / name for name in ("theirs.npz", "numpys.npz", "fortrans.npz", "long.npz")]
     keys = set()
     for place in places:
         found = given(str(place), SHAPE, 9, model)

@@ -11,7 +11,23 @@ from pathlib import Path
 import hostile
 import pytest
 import torch
-from hostile import BELOW, BETAS, CANARY, FACTS, MOMENTS, PARTS, PICKLES, RATES, SECRET, TARGETS, VALUES, WEIGHTS, WHOLE
+from hostile import (
+    BELOW,
+    BETAS,
+    CANARY,
+    FACTS,
+    GOING_ON,
+    MOMENTS,
+    PARTS,
+    PICKLES,
+    RATES,
+    SECRET,
+    TARGETS,
+    UNTOLD,
+    VALUES,
+    WEIGHTS,
+    WHOLE,
+)
 from PIL import Image
 from safetensors.torch import save
 from yamls import node
@@ -28,7 +44,7 @@ from ddpm.metric.weights import tensors
 from ddpm.mode.files import read_image, read_mask
 from ddpm.opening import data_of
 from ddpm.runs import status
-from ddpm.training import refuse_misfit
+from ddpm.training import refuse_change, refuse_misfit
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +143,21 @@ def test_names_of_classes_are_only_told():
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_that_are_no_numbers_are_refused(name):
     refused(changed("state_dict", **{"diffusion.network.conv_in.weight": WEIGHTS[name]()}))
+
+
+@pytest.mark.parametrize("name", UNTOLD)
+def test_a_file_that_does_not_tell_its_data_is_refused_where_they_are_asked_for(name, folder):
+    model = opened(folder, hostile.changed(UNTOLD[name]))
+    assert "the checkpoint's" in refused(data_of, model, {})
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_training_does_not_go_on_with_a_config_that_lacks_something(name, folder):
+    content, own = hostile.whole() | {"callbacks": SAVED, "loops": {}}, hostile.whole()["ddpm"]["config"]
+    refuse_change(own, own)
+    GOING_ON[name](content)
+    before = resumable(written(folder, hostile.zipped(content)))["ddpm"]["config"]
+    refused(refuse_change, before, own)
 
 
 @pytest.mark.parametrize("name", WHOLE)

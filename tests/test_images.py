@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from ddpm.images import enlarged, from_levels, grid, to_uint8, write_png, write_webp
+from ddpm.pictures import enlarged_to
 
 GREY = torch.full((1, 8, 8), 128, dtype=torch.uint8)
 
@@ -69,3 +70,6 @@ def test_a_picture_that_can_not_be_finished_leaves_the_one_before_it(write, tmp_
 
 def test_enlarging_repeats_pixels():
     assert torch.equal(enlarged(torch.tensor([[[1, 2]]]), 4), torch.tensor([[[1, 1, 2, 2], [1, 1, 2, 2]]]))
+    tall = torch.zeros(5, 1, 6, 3)
+    assert enlarged(tall, 12).shape == (5, 1, 12, 6)
+    assert enlarged_to(tall, 12).shape == (5, 1, 24, 12)

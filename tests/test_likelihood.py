@@ -12,7 +12,6 @@ from torch import nn
 from yamls import names, node, one, schedule, sigma_of
 
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import Refused
 from ddpm.instantiate import make
 from ddpm.likelihood import at_time, bound, prior, term
 from ddpm.schedule import NoiseSchedule
@@ -218,11 +217,3 @@ def test_errors_of_x_0_and_eps_are_those_of_the_estimate():
     _, x_0_mse, eps_mse = at_time(d, x_0, t, eps, clip=True)
     assert torch.allclose(x_0_mse.float(), torch.full((2,), 0.0625))
     assert torch.allclose(eps_mse.double(), 0.0625 * d.schedule.snr(t).flatten())
-
-
-def test_data_without_levels_have_no_bound():
-    d = point(schedule("linear", 8), 0.5)
-    d.num_levels = None
-    x = torch.zeros(1, 2)
-    with pytest.raises(Refused, match="levels"):
-        term(d, d(x, times(1, x)), x, x, times(1, x), clip=True)

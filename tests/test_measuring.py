@@ -1,6 +1,8 @@
 """What evaluate.py keeps of a measurement: one row a protocol, and no row for what can not be."""
 
 import csv
+import errno
+import os
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from processes import verb
 from running import measured
 
 from ddpm import measuring
-from ddpm.errors import Refused
+from ddpm.drawn import Shards
+from ddpm.errors import Failed, Refused
 from ddpm.measuring import commit, rows_of
 from ddpm.precision import precision
 
@@ -58,6 +61,31 @@ def test_terms_that_another_code_has_kept_are_not_gone_on_with(brief_run, tmp_pa
         monkeypatch.setattr(measuring, "_CODE", measuring._CODE + codes - 1)
         measured(brief_run, tmp_path / "r.jsonl", *asked)
         assert len(list((tmp_path / "terms").glob("*/00000000-00000003.npz"))) == codes
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_without_room_ends_a_measurement_with_what_helps(brief_run, tmp_path, monkeypatch):
+    """For the samples, and for the row."""
+    told = r"no room left in .*\(No space left on device\): make some, .* or set results=FILE"
+    (tmp_path / "row/results.jsonl.part").parent.mkdir()
+    (tmp_path / "row/results.jsonl.part").symlink_to("/dev/full")
+    with pytest.raises(Failed, match=told):
+        measured(brief_run, tmp_path / "row/results.jsonl")
+    monkeypatch.setattr(Shards, "write", full)
+    with pytest.raises(Failed, match=told):
+        measured(brief_run, tmp_path / "samples/results.jsonl")
+    monkeypatch.setattr(Shards, "write", lambda *_: (tmp_path / "gone").read_text())
+    with pytest.raises(FileNotFoundError):  # what is no lack of room is not taken for one
+        measured(brief_run, tmp_path / "other/results.jsonl")
+
+
+def test_terms_that_can_not_be_kept_are_refused_with_what_helps(brief_run, tmp_path):
+    (tmp_path / "terms").write_text("in the way")
+    with pytest.raises(Refused, match=r"can not be written .*: set results=FILE"):
+        measured(brief_run, tmp_path / "r.jsonl", "metric=[bits_per_dim]", "metric.bits_per_dim.num_images=4")
 
 
 @pytest.mark.slow

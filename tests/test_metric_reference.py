@@ -17,7 +17,7 @@ from ddpm.drawn import Pictures, open_drawing
 from ddpm.errors import Refused
 from ddpm.images import write_png
 from ddpm.metric import FID, FrechetDistance, reference
-from ddpm.metric.real import real
+from ddpm.metric.real import real, spoken
 from ddpm.pictures import write_grid
 
 
@@ -52,6 +52,16 @@ def test_a_folder_of_images_is_a_reference(tmp_path: Path) -> None:
     of_kid = kid(cache, reference=str(folder))
     of_kid.prepare(data)
     assert of_kid.of_real.shape == (59, 16)
+
+
+def test_only_the_splits_themselves_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [spoken(split) for split in ("train", "test")] == ["", "test"]
+    for path in ("/data/train", "./train", "train/", "train.npz"):
+        assert spoken(path) == "train_given"
+    assert spoken("./test") == spoken("/some/where/test.npz") == "test_given"
+    assert spoken("/data/some photos") == "some_photos"
+    monkeypatch.chdir(tmp_path)
+    assert spoken(".") == spoken(str(tmp_path)) != ""
 
 
 def test_a_changed_file_of_a_folder_is_another_reference_also_where_nobody_looks_into_it(tmp_path: Path) -> None:

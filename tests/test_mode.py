@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,7 +53,11 @@ def wide(name: str = "linear", **choices):
 def scene(diffusion, sampler=ALL_STEPS, real=None, batch_size=3, label=None, guidance=1.0) -> Scene:
     module = SamplingModule(diffusion, sampler, shape=SHAPE, seed=5, label=label, guidance=guidance)
     own = levels(4) if real is None else real
-    return Scene(module, lambda most: own if real is not None else own[:most], num_images=4, batch_size=batch_size)
+    return Scene(module, lambda most: own if real is not None else own[:most], 4, batch_size, silent)
+
+
+def silent(total):
+    return nullcontext(lambda: None)
 
 
 def figure(name: str, within: Scene, **numbers) -> Figure:
@@ -444,7 +449,7 @@ def test_figures_are_made_in_the_trainers_precision(trained, tmp_path):
 
     place = studio(config, opened(config))
     with place.scene(quiet_trainer(config, [])) as within:
-        assert torch.is_inference_mode_enabled()
+        assert not torch.is_grad_enabled()
         assert torch.is_autocast_enabled("cpu")
         assert within.module.device.type == "cpu"
     assert not torch.is_autocast_enabled("cpu")

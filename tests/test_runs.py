@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -43,6 +44,19 @@ def test_a_refused_run_leaves_its_name_free(tmp_path):
     run.note(state="refused", reason="no")
     run.lock.release()
     assert opened(tmp_path).folder == run.folder
+
+
+def test_a_folder_that_another_process_makes_in_between_is_not_taken(tmp_path, monkeypatch):
+    made, theirs = Path.mkdir, [tmp_path / "a=1"]
+
+    def beaten_to_it(folder, **options):
+        if folder in theirs:
+            made(theirs.pop())
+        made(folder, **options)
+
+    monkeypatch.setattr(Path, "mkdir", beaten_to_it)
+    assert opened(tmp_path).folder == tmp_path / "a=1-2"
+    assert not list((tmp_path / "a=1").iterdir())
 
 
 def test_notes_add_up(tmp_path):

@@ -3,11 +3,15 @@
 import pytest
 import torch
 from compose import composed
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from ddpm.build import build_diffusion, build_sampler
 from ddpm.data.facts import Facts
 from ddpm.images import to_uint8
-from ddpm.sampling import draw, noise_of
+from ddpm.model.layers import Upsample
+from ddpm.sampling import SamplingModule, draw, noise_of
+from ddpm.trainer import build_trainer
 
 SHAPE = (3, 16, 16)
 
@@ -42,3 +46,29 @@ def test_pixels_are_equal_to_rounding_for_every_batch_size(model, batch_size):
     assert apart.max() <= 1
     assert (apart > 0).double().mean() <= 1e-3
     assert whole.double().std() > 20  # they are pictures
+
+
+class Casts(TorchDispatchMode):
+    """Counts the casts of some tensors."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.places, self.counted = {tensor.data_ptr() for tensor in tensors}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counted += func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.places
+        return func(*args, **kwargs or {})
+
+
+def test_weights_are_cast_to_bf16_once_for_all_steps_of_a_batch(model):
+    diffusion, sampler = model
+    computed = {id(part.conv) for part in diffusion.modules() if isinstance(part, Upsample)}  # from their weights
+    convolutions = [
+        part.weight for part in diffusion.modules() if isinstance(part, torch.nn.Conv2d) and id(part) not in computed
+    ]
+    module = SamplingModule(diffusion, sampler, shape=SHAPE, seed=0, label=None, guidance=1.0)
+    trainer = build_trainer(composed("trainer=cpu", "trainer.precision=bf16-mixed"))
+    assert len(sampler.times(diffusion.num_steps)) > 2
+    with Casts(convolutions) as casts:
+        trainer.predict(module, DataLoader(torch.arange(2), batch_size=2))
+    assert casts.counted == len(convolutions)

@@ -18,7 +18,7 @@ from ddpm.checkpoint import find, load, read, resumable
 from ddpm.checkpoint_io import AtomicCheckpointIO, give_back_names, take_name
 from ddpm.errors import Refused
 from ddpm.noise import Stream, scalar
-from ddpm.sharded import Sharded, WholeInValidation, file_of
+from ddpm.sharded import Sharded, file_of
 from ddpm.trainer import build_trainer
 
 ASKED = [text for text in SMALL if not text.startswith("trainer.max_steps")]
@@ -34,7 +34,7 @@ def train(folder: Path, steps: int, checkpoint: Path | None, environment: dict[s
     data = build_data(config)
     torch.manual_seed(scalar(config["seed"], Stream.INIT))
     module = build_module(config, data.facts)
-    callbacks = [Lifeline(folder=None), *build_callbacks(config, folder, data, module), WholeInValidation()]
+    callbacks = [Lifeline(folder=None), *build_callbacks(config, folder, data, module)]
     kept = ("accelerator", "max_epochs", "gradient_clip_val", "val_check_interval", "check_val_every_n_epoch")
     options = {key: config["trainer"][key] for key in (*kept, "num_sanity_val_steps", "use_distributed_sampler")}
     trainer = Trainer(
@@ -43,6 +43,8 @@ def train(folder: Path, steps: int, checkpoint: Path | None, environment: dict[s
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        (folder / "val_loss").write_text(str(trainer.callback_metrics["val/loss"].item()))
 
 
 def on_two(folder: Path, steps: int, checkpoint: Path | None = None) -> None:
@@ -81,6 +83,8 @@ def test_spread_over_ranks_training_is_what_it_is_on_one_and_goes_on_as_it_was(r
     assert sizes[0] < 0.6 * sizes[1]
     assert (runs[1].parents[1] / "samples/step_0000008.png").is_file()
     assert read(runs[1].with_name("best.ckpt"))["global_step"] > 0
+    validated = [float((path.parents[1] / "val_loss").read_text()) for path in runs]
+    assert validated == [pytest.approx(validated[0], rel=1e-3)] * 3
 
 
 @pytest.mark.slow

@@ -9,11 +9,15 @@ import torch
 from compose import composed
 from processes import SMALL
 
+from ddpm.build import build_data, build_module
 from ddpm.callbacks.checkpoint import LAST, PREVIOUS
-from ddpm.callbacks.run_log import read
+from ddpm.callbacks.run_log import RunLog, read
 from ddpm.checkpoint import resumable
+from ddpm.data.stream import TrainBatches
 from ddpm.errors import Refused
-from ddpm.training import refuse_change, settings
+from ddpm.runs import Run
+from ddpm.trainer import build_trainer, refuse_batch
+from ddpm.training import Beginning, Start, fit, refuse_change, settings
 
 OFF = ["logger=[]", "metric=[fid_random]", "optimized_metric=fid_random"]
 
@@ -197,6 +201,38 @@ def test_a_refused_resume_leaves_the_run_as_it_was(tmp_path, monkeypatch):
         with pytest.raises(Refused):
             run(folder, *(["seed=1"] if name == "nothing" else []), "callbacks.samples.num_images=2")
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, name
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError, torch.OutOfMemoryError),
+        (torch.AcceleratorError, torch.AcceleratorError),
+        (torch.distributed.DistNetworkError, torch.distributed.DistNetworkError),
+        (RuntimeError, Refused),
+    ],
+)
+def test_a_checkpoint_is_not_blamed_for_the_device_or_the_network(error, told, tmp_path, monkeypatch):
+    config = composed(*SMALL, *OFF)
+    data = build_data(config)
+    module, trainer = build_module(config, data.facts), build_trainer(config)
+    content = {"global_step": 1, "callbacks": {"SaveLast": {"log_bytes": 0}}}
+    beginning = Beginning(Run(tmp_path, None), config, RunLog(tmp_path), Start(tmp_path / LAST, content))
+
+    def failing(*_, **__):
+        raise error("of some kind")
+
+    monkeypatch.setattr(trainer, "fit", failing)
+    with pytest.raises(told, match="of some kind"):
+        fit(trainer, module, data, beginning)
+
+
+def test_a_batch_that_can_not_be_shared_out_is_refused_in_the_same_words_early_and_late():
+    with pytest.raises(Refused) as early:
+        refuse_batch(8, build_trainer(composed("trainer=cpu", "trainer.accumulate_grad_batches=3")))
+    with pytest.raises(Refused) as late:
+        TrainBatches(global_batch=8, first_step=int, rank=0, world_size=1, accumulation=3)
+    assert str(early.value) == str(late.value)
 
 
 @pytest.mark.parametrize(("key", "other"), [("input_perturbation", 0.1), ("zero_terminal_snr", True)])

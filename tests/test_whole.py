@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm import measuring, rate_distortion
+from ddpm import measuring, rate_distortion, sweep
+from ddpm.callbacks.run_log import plot_loss
+from ddpm.checkpoint_io import AtomicCheckpointIO
 from ddpm.drawn import Pictures, Shards, open_drawing, write_npz
 from ddpm.images import write_png, write_webp
 from ddpm.metric.cache import cached
 from ddpm.pictures import Figure, Table, plot, write_table
+from ddpm.tables.__main__ import keep
 from ddpm.whole import is_there, whole
 
 PICTURE = torch.zeros(1, 4, 4, dtype=torch.uint8)
@@ -22,6 +25,10 @@ TERMS = dict.fromkeys(("bits_per_dim", "x_0_mse"), np.ones(12)) | {"L_T": np.arr
 
 def bound(path: Path) -> None:
     rate_distortion.write(TERMS, path.with_suffix(""))
+
+
+def sweep_table(path: Path) -> None:
+    sweep.present([{"run": "a", "reason": ""}], path.with_suffix(""))
 
 
 def shard(path: Path) -> None:
@@ -40,6 +47,11 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "bound.npz": bound,
     "bound.csv": bound,
     "bound.png": bound,
+    "loss.png": lambda path: plot_loss({"train/loss": {9: 1.0, 19: 0.5}}, path),
+    "sweep.csv": sweep_table,
+    "sweep.md": sweep_table,
+    "table1.md": lambda path: keep(path, "| row |"),
+    "last.ckpt": lambda path: AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(3)}, path),
     "results.jsonl": lambda path: measuring.keep(path, {"protocol": {"seed": 0}}),
     "statistics": lambda path: cached(
         path, read=Path.read_text, make=lambda: "made", write=lambda told, part: part.write_text(told)
@@ -79,3 +91,12 @@ def test_what_can_not_be_finished_leaves_the_one_before_it(tmp_path: Path) -> No
         part.write_text("half")
         raise ValueError("broken")
     assert path.read_text() == "a\n1\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]  # half of a large one would keep the disk full
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if name.endswith(".csv")])
+def test_all_tables_of_numbers_have_the_same_ends_of_lines(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert b"\n" in content
+    assert b"\r" not in content

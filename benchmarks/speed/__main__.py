@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from benchmarks.speed.start_up import start_up
 
 console = Console(width=None if sys.stdout.isatty() else 200)
 Names = tuple[str, ...]
+LEAST = 5  # rounds of what is kept
+GPU = ("gpu", "cuda", "cudnn")  # of a machine; where its CPU is measured they play no part
 
 
 def machine() -> dict[str, Any]:
@@ -56,27 +58,63 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def options(asked: argparse.Namespace, found: dict[str, Any]) -> tuple[Options, list[str]]:
-    """What to measure, and notes on what is left out and what disturbs."""
-    told = found["machine"]
-    device = asked.device or ("cuda" if "gpu" in told else "cpu")
+def refuse(asked: argparse.Namespace, told: dict[str, Any]) -> None:
+    """Raises SystemExit for what can not be measured."""
+    if asked.device == "cuda" and "gpu" not in told:
+        raise SystemExit("--device cuda: PyTorch finds no GPU of CUDA here; leave it out.")
+    if "tf32" in (asked.precision or []) and not on_gpu(asked, told):
+        raise SystemExit("--precision tf32 is of GPUs; a CPU has float32 and bf16.")
+    if (asked.rounds or LEAST) < LEAST and not asked.quick:
+        raise SystemExit(f"--rounds {asked.rounds}: a median of fewer than {LEAST} is not kept; take --quick, or more.")
+
+
+def refuse_unknown(asked: argparse.Namespace, every: Sequence[Group]) -> None:
+    """Raises SystemExit for a row, or a word of contenders, that is nobody's."""
+    rows = {task for group in every for task in group.tasks} | {"start_up"}
+    if unknown := set(asked.row or []) - rows:
+        raise SystemExit(f"--row {' '.join(sorted(unknown))}: there are {', '.join(sorted(rows))}.")
+    names = {contender.name for group in every for contender in group.contenders}
+    for word in asked.contender or []:
+        if not any(word in name for name in names):
+            raise SystemExit(f"--contender {word}: it is in no name of {', '.join(sorted(names))}.")
+
+
+def on_gpu(asked: argparse.Namespace, told: dict[str, Any]) -> bool:
+    return (asked.device or "cuda") == "cuda" and "gpu" in told
+
+
+def chosen(asked: argparse.Namespace, told: dict[str, Any]) -> tuple[Options, list[str], list[Group]]:
+    """What to measure of a machine, and notes on what is left out and what disturbs. Raises SystemExit where it can
+    not be."""
+    refuse(asked, told)
+    precisions, notes = native(asked, told)
+    if told["load_before"] > told["cores"] / 4:
+        notes.append(f"The machine was busy: its load before the run was {told['load_before']}.")
+    options = Options(
+        device="cuda" if on_gpu(asked, told) else "cpu",
+        precisions=precisions,
+        compiled=asked.full or (on_gpu(asked, told) and not asked.quick),
+        quick=asked.quick,
+        rounds=asked.rounds or (2 if asked.quick else LEAST),
+        seconds=0.02 if asked.quick else 0.5,
+        patience=300 if asked.quick else 3600,
+    )
+    every = groups(options)
+    refuse_unknown(asked, every)
+    return options, notes, every
+
+
+def native(asked: argparse.Namespace, told: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The precisions to measure, and a note on what is left out of them."""
+    device = "cuda" if on_gpu(asked, told) else "cpu"
     precisions = asked.precision or (["tf32", "bf16"] if device == "cuda" else ["float32", "bf16"])
     notes = []
     if "bf16" in precisions and not asked.force_bf16 and not told["native_bf16"][device]:
         precisions = [precision for precision in precisions if precision != "bf16"]
         notes.append("No rows in bf16: this processor does not multiply it natively (--force-bf16 measures it).")
-    if told["load_before"] > told["cores"] / 4:
-        notes.append(f"The machine was busy: its load before the run was {told['load_before']}.")
-    chosen = Options(
-        device=device,
-        precisions=precisions,
-        compiled=asked.full or (device == "cuda" and not asked.quick),
-        quick=asked.quick,
-        rounds=asked.rounds or (2 if asked.quick else 5),
-        seconds=0.02 if asked.quick else 0.5,
-        patience=300 if asked.quick else 3600,
-    )
-    return chosen, notes
+    if not precisions:
+        raise SystemExit(notes[0])
+    return precisions, notes
 
 
 def left(group: Group, asked: argparse.Namespace, book: Book) -> Iterator[Group]:
@@ -100,19 +138,19 @@ def left(group: Group, asked: argparse.Namespace, book: Book) -> Iterator[Group]
             yield Group(group.problem, group.device, group.precision, who, list(some))
 
 
-def race(group: Group, chosen: Options, book: Book) -> None:
+def race(group: Group, options: Options, book: Book) -> None:
     """One group, told about while it runs."""
     what = f"{group.problem.model}, {group.precision}: {', '.join(group.tasks)}"
     console.print(f"[bold]{what}[/bold] ({len(group.contenders)} contenders)")
-    for result in Race(group, chosen).run():
+    for result in Race(group, options).run():
         book.add(results.record(result), result.failures)
 
 
-def starts(chosen: Options, book: Book) -> None:
+def starts(options: Options, book: Book) -> None:
     """The rows of starting up."""
     console.print("[bold]start_up[/bold]")
     try:
-        for told in start_up(chosen.quick, chosen.rounds):
+        for told in start_up(options.quick, options.rounds):
             book.add(told, {})
     except Lost as loss:
         book.failed["start_up"] = str(loss)
@@ -124,16 +162,18 @@ def run(asked: argparse.Namespace) -> int:
     if asked.quick:  # where nobody looks at times, threads that wait for each other are in everybody's way
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     found = machine()
-    chosen, notes = options(asked, found)
+    options, notes, every = chosen(asked, found["machine"])
+    if options.device == "cpu":
+        found["machine"] = {name: value for name, value in found["machine"].items() if name not in GPU}
     for note in notes:
         console.print(note, style="yellow", highlight=False)
-    path = asked.out or (None if chosen.quick else results.place(found, chosen.device))
+    path = asked.out or (None if options.quick else results.place(found, options.device))
     book = Book(found, notes, path, resume=asked.resume)
-    for group in groups(chosen):
+    for group in every:
         for some in left(group, asked, book):
-            race(some, chosen, book)
+            race(some, options, book)
     if (asked.row is None or "start_up" in asked.row) and not book.has({"row": "start_up"}):
-        starts(chosen, book)
+        starts(options, book)
     content = book.content()
     report.show(content, console)
     console.print(f"{content['seconds']:.0f} s{f', kept in {path}' if path else ''}", highlight=False)

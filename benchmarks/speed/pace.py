@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import torch
 
-from benchmarks.speed.memory import megabytes
+from benchmarks.speed.memory import forget, megabytes
 
 
 class Over(Exception):
@@ -66,6 +66,7 @@ class Pace:
 
     def _start(self) -> None:
         self._wait()
+        forget(self.device)
         self._done = 0.0
         self._since = perf_counter()
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.speed.plan import Contender, Group, Options
@@ -16,7 +17,7 @@ from benchmarks.speed.plan import Contender, Group, Options
 ROOT = Path(__file__).parents[2]
 WARM_UP = 1.0  # seconds: who takes less for the first step gets a second one before the clock runs
 LEAST, SHORT = 3, 2.0  # steps of a round, where they take no more than these seconds
-HEATS = 2  # rounds, after which one setting of each label goes on
+HEATS = 3  # rounds, after which one setting of each label goes on
 
 
 class Lost(Exception):
@@ -99,12 +100,12 @@ class Result:
 
 
 def beaten(timings: Iterable[Timing]) -> list[str]:
-    """Of contenders with one label all but the one with the fastest round: whatever disturbs makes slower."""
+    """Of contenders with one label all but the one with the fastest median."""
     fastest: dict[str, Timing] = {}
     timings = list(timings)
     for timing in timings:
         label = timing.contender.label
-        if label not in fastest or min(timing.seconds) < min(fastest[label].seconds):
+        if label not in fastest or median(timing.seconds) < median(fastest[label].seconds):
             fastest[label] = timing
     return [timing.contender.name for timing in timings if timing is not fastest[timing.contender.label]]
 
@@ -155,6 +156,7 @@ class Race:
         steps: dict[str, int] = {}
         for name in list(timings):
             self.tried(name, self.warm_up, task, steps)
+        self.settle(steps)
         self.rounds(steps, min(HEATS, self.options.rounds))
         losers = beaten(timings.values())
         for name in losers:
@@ -162,6 +164,13 @@ class Race:
         self.rounds(steps, self.options.rounds - HEATS)
         for name in list(steps):
             self.tried(name, self.end, steps)
+
+    def settle(self, steps: dict[str, int]) -> None:
+        """A round that does not count: while the others warmed up, the system may have taken back memory that lay
+        idle."""
+        self.rounds(steps, 1)
+        for timing in self.result.timings.values():
+            timing.seconds.clear()
 
     def rounds(self, steps: dict[str, int], count: int) -> None:
         """So many of everybody who has steps to do."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ FOLDER = ROOT / "benchmarks" / "results"
 FORWARDS = {"sample_step": 1, "ddim50": 50}  # calls of the network for each image
 TRAINED = ("train_step", "train_loop", "epoch")
 SAME = ("commit", "versions")  # of what is put together in one file
+HOST = {"load_before": None, "memory_gb": None, "system": None}  # in which two machines of one kind may differ
 Record = dict[str, Any]
 
 
@@ -105,15 +107,17 @@ class Book:
 
 def going_on(fresh: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The results of another run, to be gone on with. Raises SystemExit where this one would not belong to it."""
-    machines = [content["machine"] | {"load_before": None} for content in (fresh, before)]
+    machines = [content["machine"] | HOST for content in (fresh, before)]
     if "races" not in before or machines[0] != machines[1] or any(fresh[name] != before[name] for name in SAME):
         raise SystemExit("The results there are of another commit, machine or version: give --out, or no --resume.")
     return before | {"notes": list(dict.fromkeys([*before["notes"], *fresh["notes"]]))}
 
 
 def commit() -> str | None:
-    """The checkout's, marked where it was changed since; None outside of one."""
+    """The checkout's, marked where it was changed since; None outside of one, or without git."""
     asked = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    if shutil.which("git") is None:
+        return None
     told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
     return told.stdout.strip() or None
 

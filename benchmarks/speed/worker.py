@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.speed import memory, pace
+from benchmarks.speed import pace
 from benchmarks.speed.pace import Over, Pace
 from benchmarks.speed.plan import Problem, Setting
 
@@ -43,10 +43,10 @@ class Known(Protocol):
 
 
 def switch(precision: str, best: bool) -> None:
-    """PyTorch's global switches. cudnn's search for the fastest kernel is one of those that cost only a line."""
+    """PyTorch's global switches. In convolutions TF32 is its own choice. cudnn's search for the fastest kernel is one
+    of those that cost only a line; ours is trainer.benchmark."""
     if precision != "float32":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = best
 
 
@@ -63,7 +63,6 @@ def serve(clock: Pace, known: Known) -> None:
     """Tasks as they are asked for: {"task": name}, then its rounds."""
     clock.say(tasks=sorted(known.tasks()), **known.facts())
     while name := clock.ask().get("task"):
-        memory.forget(clock.device)
         with suppress(Over):
             known.tasks()[name](clock)
         gc.collect()

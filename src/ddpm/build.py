@@ -229,7 +229,7 @@ def refuse_labels(cfg: Config, facts: Facts) -> None:
 
 
 def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None:
-    """Every output of the network needs a gradient, and L_0 needs levels."""
+    """Every output of the network needs a gradient."""
     if diffusion.sigma.learned and not objective.trains_sigma:
         raise Refused(
             "this objective gives a learned sigma no gradient; choose objective=hybrid or vlb, "
@@ -239,8 +239,6 @@ def refuse_objective(objective: Objective, diffusion: GaussianDiffusion) -> None
         raise Refused(
             "this objective trains a learned sigma; choose sigma=learned_range or learned, or objective=simple."
         )
-    if objective.needs_levels and diffusion.num_levels is None:
-        raise Refused("this objective bounds a discrete likelihood, but the data have no grey levels; choose simple.")
     if isinstance(objective, Weighted):
         refuse_weights(objective, diffusion)
 

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from ddpm import strangers
+from ddpm.whole import whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a user's share of it, a file
 
@@ -25,15 +26,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         target = Path(path)
-        part = target.with_name(target.name + ".part")
         self.lacks_room = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            _write(checkpoint, part)
-            part.replace(target)
+            with whole(target) as part:
+                _write(checkpoint, part)
             synchronise(target.parent)
         except OSError as error:
-            part.unlink(missing_ok=True)
             if error.errno not in FULL:
                 raise
             self.lacks_room = f"{target} can not be written ({error.strerror})"
@@ -50,8 +49,6 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's own, when its last bytes could not be written either
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:

@@ -33,7 +33,7 @@ def begin_step(*_: Any) -> None:
 
 
 def whole(*, network: nn.Module, mode: Kernels) -> None:
-    """The network as one graph: the fastest steps, after minutes of compiling."""
+    """The network as one graph, after minutes of compiling."""
     make_room()
     network.compile(mode=mode, dynamic=False, fullgraph=True)
 
@@ -46,7 +46,7 @@ def make_room() -> None:
 
 
 def refuse_without_compiler() -> None:
-    """Raises Refused where a processor's code could not be compiled; a GPU's needs no compiler of C++."""
+    """Raises Refused where a processor's code could not be compiled. A GPU's is Triton's, which says what it lacks."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

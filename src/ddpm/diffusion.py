@@ -39,7 +39,7 @@ class GaussianDiffusion(nn.Module):
     """A network as a model of images.
 
     network     (x_t (b, *shape), time (b,)) to (b, *shape), or twice the channels where sigma is learned
-    num_levels  grey levels of the data, for the decoder of L_0; None where the data are not discrete
+    num_levels  grey levels of the data, for the decoder of L_0
     decoder     how L_0 counts the mass of a level; None: as it is
     """
 
@@ -49,7 +49,7 @@ class GaussianDiffusion(nn.Module):
         schedule: NoiseSchedule,
         sigma: Sigma,
         prediction: Prediction,
-        num_levels: int | None,
+        num_levels: int,
         decoder: Decoder | None = None,
     ) -> None:
         super().__init__()

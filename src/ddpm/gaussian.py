@@ -1,6 +1,5 @@
 """The one distribution of the papers: every q and every p is a diagonal Gaussian."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +22,6 @@ class Gaussian:
     def where(self, condition: Tensor, other: "Gaussian") -> "Gaussian":
         """This one where the condition holds, the other elsewhere."""
         return Gaussian(self.mean.where(condition, other.mean), self.log_var.where(condition, other.log_var))
-
-    def log_prob(self, x: Images) -> Tensor:
-        """log N(x; mean, sigma^2) of each element, in nats."""
-        squared = (x - self.mean).square() * (-self.log_var).exp()
-        return -0.5 * (math.log(2 * math.pi) + self.log_var + squared)
 
     def kl(self, other: "Gaussian") -> Tensor:
         """KL(self || other) of each element, in nats; exact to rounding where the two nearly agree."""

@@ -101,13 +101,12 @@ def mapped(path: Path) -> NDArray[np.uint8]:
         shape, kind = strangers.numbers(path)["arr_0"]
         if len(shape) != 4 or kind != np.uint8:
             raise ValueError(f"its arr_0 is {kind} of shape {shape}, not uint8 of (n, h, w, c)")
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+        with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo("arr_0.npy")
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            if entry.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("it is compressed, which numpy.savez would not have done")
-            return np.memmap(path, kind, "r", _start(path, entry) + file.tell(), shape)
+            _, _, is_fortran, begin = strangers.header(archive, entry.filename)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it is compressed, which numpy.savez would not have done")
+        return np.memmap(path, kind, "r", _start(path, entry) + begin, shape, order="F" if is_fortran else "C")
     except (KeyError, OSError, ValueError) as fault:
         raise Refused(f"{path} gives no images: {fault}.") from fault
 

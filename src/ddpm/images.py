@@ -32,9 +32,10 @@ def grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor
     return page
 
 
-def enlarged(picture: Tensor, least: int = 256) -> Tensor:
-    """The picture (c, h, w) with each pixel repeated until its longer side has at least that many."""
-    factor = max(1, math.ceil(least / max(picture.shape[-2:])))
+def enlarged(picture: Tensor, least: int = 256, size: int | None = None) -> Tensor:
+    """Pictures (..., h, w) with each pixel repeated until their `size`, the longer side if left out, is at least so
+    many."""
+    factor = max(1, math.ceil(least / (size or max(picture.shape[-2:]))))
     return picture.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 

@@ -4,8 +4,8 @@
     L_{t-1}  KL(q(x_{t-1} | x_t, x_0) || p_theta(x_{t-1} | x_t))       t = 2, ..., T
     L_0      -log p_theta(x_0 | x_1), discretised (Eq. 13, by the model's decoder)
 
-Rate is everything but L_0, distortion the error of the estimate of x_0 on the scale of the pixels
-(Sec. 4.3).
+L_0 is the distortion of the bound, all else its rate (Sec. 4.3). In progressive coding, `ddpm.rate_distortion`, the
+distortion is another: the error of the estimate of x_0 on the scale of the pixels.
 
 Computed in float64 from what the network says, whatever its dtype: L_{t-1} compares two means that nearly
 agree, of which float32 would leave three digits.
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ddpm.diffusion import GaussianDiffusion, Output
-from ddpm.errors import Refused
 from ddpm.gaussian import Gaussian, wide
 from ddpm.types import Images, Times, times
 
@@ -37,12 +36,7 @@ def prior(diffusion: GaussianDiffusion, x_0: Images) -> Tensor:
 
 
 def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, clip: bool) -> Tensor:
-    """L_{t-1} of each image, or L_0 where t = 1, bits/dim, (b,) float64.
-
-    Raises Refused for data without discrete levels, which have no L_0.
-    """
-    if diffusion.num_levels is None:
-        raise Refused("the bound needs data with discrete grey levels; choose objective=simple.")
+    """L_{t-1} of each image, or L_0 where t = 1, bits/dim, (b,) float64."""
     p = diffusion.p(output.wide(), wide(x_t), t, t - 1, clip)
     posterior = diffusion.posterior(wide(x_0), wide(x_t), t, t - 1)
     kl = mean_flat(posterior.kl(p.where(t > 1, posterior)))  # 0 at t = 1, and so is its gradient
@@ -52,7 +46,10 @@ def term(diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images,
 
 @dataclass(frozen=True)
 class Terms:
-    """The bound of some images, term by term, in float64: row t - 1 of `kl` and of the errors belongs to time t."""
+    """The bound of some images, term by term, in float64: row t - 1 of `kl` and of the errors belongs to time t.
+
+    Row 0 of `kl` is L_0, which is no KL but the decoder's.
+    """
 
     prior: Tensor  # L_T (b,), bits/dim
     kl: Tensor  # L_0, ..., L_{T-1} (T, b), bits/dim

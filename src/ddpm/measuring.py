@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from lightning.pytorch import Callback
 from ddpm import nearest, rate_distortion, sweep, texts
 from ddpm.build import Config, build_metrics
 from ddpm.callbacks.progress import Progress
-from ddpm.errors import Refused
+from ddpm.checkpoint_io import FULL
+from ddpm.errors import Failed, Refused
 from ddpm.evaluation import Evaluation, ScoringModule
 from ddpm.given import Given, Replay, given
 from ddpm.instantiate import check_values
@@ -52,11 +54,12 @@ def measure(config: Config, overrides: Sequence[str]) -> float | None:
     scores = module.scores
     if is_first:
         new = row(config, model, evaluation, scores, images)
-        keep(results, {"overrides": list(overrides)} | new)
-        keeping.forget()
-        sweep.note(results, scores)
-        for name, path in written(evaluation, new["protocol"], results.parent / "nearest"):
-            console.print(f"{name}: {path}", soft_wrap=True, markup=False)
+        with room_in(results.parent):
+            keep(results, {"overrides": list(overrides)} | new)
+            keeping.forget()
+            sweep.note(results, scores)
+            for name, path in written(evaluation, new["protocol"], results.parent / "nearest"):
+                console.print(f"{name}: {path}", soft_wrap=True, markup=False)
         console.print(score_table(scores))
         console.print(f"results: {results}", soft_wrap=True, markup=False)
     return scores[asked]
@@ -77,8 +80,23 @@ def score(config: Config, model: Opened, module: ScoringModule, own: Sequence[Ca
         metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model, trainer.precision)}")
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     meet()
-    trainer.predict(module, loaders, return_predictions=False)
+    with room_in(terms.parent):
+        trainer.predict(module, loaders, return_predictions=False)
     return trainer.is_global_zero
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Within it, what finds no room on the disk of the results raises Failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise Failed(
+            f"there is no room left in {folder} ({error.strerror}): make some, and the same command goes on, or set "
+            "results=FILE to another disk."
+        ) from error
 
 
 def written(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from ddpm.errors import Refused
+from ddpm.parent import STARTED_BY
 
 CHOSEN = "DDPM_RUN_FOLDER"  # how the ranks that Lightning launches learn of a run's folder
 _LONGEST = 1800.0  # seconds until all have met, of which some may list a large folder
@@ -41,7 +42,7 @@ def is_follower() -> bool:
     """Is this process a rank other than 0?"""
     if (here := _launched()) is not None:
         return int(here.global_rank()) > 0
-    return CHOSEN in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
+    return STARTED_BY in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0  # Lightning has started it
 
 
 def name() -> str:

@@ -27,7 +27,6 @@ class Objective(ABC):
 
     trains_sigma: ClassVar[bool]  # does a learned sigma get a gradient?
     only_for_learned: ClassVar[bool] = False  # is it pointless for a fixed sigma?
-    needs_levels: ClassVar[bool]  # does it contain L_0, which wants discrete data?
 
     def __call__(
         self, diffusion: GaussianDiffusion, x_0: Images, t: Times, eps: Images, extra: Images | None = None
@@ -53,7 +52,6 @@ class Weighted(Objective):
     """weight(t) ||x_0 - x_0_hat||^2, mean over dimensions, whatever the network predicts."""
 
     trains_sigma = False
-    needs_levels = False
 
     def loss(
         self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
@@ -73,7 +71,6 @@ class Simple(Objective):
     """The squared error of whatever the network predicts, unweighted (L_simple, Eq. 14, for epsilon)."""
 
     trains_sigma = False
-    needs_levels = False
 
     def loss(
         self, diffusion: GaussianDiffusion, output: Output, x_0: Images, x_t: Images, t: Times, eps: Images
@@ -122,7 +119,6 @@ class Bound(Objective):
     """L_{t-1} in bits/dim, unclipped: its mean over t, or T times that, which is the bound less L_T."""
 
     trains_sigma = True
-    needs_levels = True
 
     def __init__(self, *, times_num_steps: bool) -> None:
         self.times_num_steps = times_num_steps
@@ -140,7 +136,6 @@ class Hybrid(Objective):
 
     trains_sigma = True
     only_for_learned = True
-    needs_levels = True
 
     def __init__(self, *, bound_weight: float) -> None:
         if bound_weight <= 0:

@@ -109,15 +109,15 @@ def data_of(loaded: Loaded, changes: Any) -> ImageData:
     The checkpoint may be from anybody: it does not say what is downloaded, how many processes read, or where outside
     of the working directory data lie. That the user says, or the config that the run's folder keeps.
     """
-    node = loaded.config["data"]
+    node, seed = loaded.config.get("data", {}), loaded.config.get("seed")
     refuse_foreign(node, "data")
-    check_value(loaded.config["seed"], int, "the checkpoint's seed")
+    check_value(seed, int, "the checkpoint's seed")
     check_value([changes], list[dict[str, Any]], "data")  # in a list, as a mapping alone could be a whole node
     node = located(tamed(node), loaded.path) | dict(changes)
     tell_places({key: place for key, place in node.items() if key in PLACES and key not in changes})
     if lost := sorted(wirable(target_of(node, "data"), node) & {*PLACES}):
         raise Refused(f"the checkpoint does not tell where its data are on this machine; add +data.{lost[0]}=FOLDER.")
-    data = build_data({"data": node, "seed": loaded.config["seed"]})
+    data = build_data({"data": node, "seed": seed})
     if data.facts.shape != loaded.facts.shape:
         raise Refused(f"the data have images of {data.facts.shape}, but the model makes {loaded.facts.shape}.")
     return data

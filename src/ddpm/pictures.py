@@ -1,6 +1,5 @@
 """What drawing leaves on the disk: single images, grids, and figures whose rows and columns say what they are."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 from ddpm.drawn import Drawn, numbered
 from ddpm.images import enlarged, grid, to_pil, to_uint8, write_png
 from ddpm.types import Images
-from ddpm.whole import whole
+from ddpm.whole import whole, write_csv
 
 DOTS = 100  # a figure's pixels an inch
 CELL = 84  # pixels that an image of a figure has at least, so that its label fits
@@ -54,10 +53,10 @@ class WriteImages(BasePredictionWriter):
             self.drawn.write(batch.cpu(), to_uint8(prediction).cpu())
 
 
-def write_grid(images: Tensor, path: Path, columns: int | None = None) -> Path:
+def write_grid(images: Tensor, path: Path) -> Path:
     """uint8 images as one picture, large enough to look at."""
     path.parent.mkdir(exist_ok=True)
-    write_png(enlarged(grid(images, columns), 512), path)
+    write_png(enlarged(grid(images), 512), path)
     return path
 
 
@@ -82,9 +81,7 @@ def write_singles(images: Images, folder: Path) -> Path:
 
 def write_table(table: Table, path: Path) -> Path:
     """As a CSV with a header."""
-    with whole(path) as part, part.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([table.columns, *table.rows])
-    return path
+    return write_csv([table.columns, *table.rows], path)
 
 
 def plot(figure: Figure, path: Path) -> Path:
@@ -109,8 +106,7 @@ def plot(figure: Figure, path: Path) -> Path:
 
 def enlarged_to(images: Tensor, least: int) -> Tensor:
     """Images (b, c, h, w) with each pixel repeated until they are at least so wide."""
-    factor = max(1, -(-least // images.shape[-1]))
-    return images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    return enlarged(images, least, size=images.shape[-1])
 
 
 def centres(count: int, size: int, gap: int) -> list[float]:

@@ -4,7 +4,6 @@ Once x_t has been sent, at a rate of L_T + ... + L_t bits/dim, the receiver's es
 distortion, here the root mean squared error on the scale of 0 to 255.
 """
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm.whole import whole
+from ddpm.whole import whole, write_csv
 
 COLUMNS = ("reverse process time T - t + 1", "rate (bits/dim)", "distortion (RMSE on 0..255)")
 Details = Mapping[str, Any]  # of numpy arrays
@@ -40,8 +39,7 @@ def write(details: Details, stem: Path) -> list[Path]:
         np.savez(file, **details)
     if not np.isfinite(details["bits_per_dim"]).all():
         return paths[:1]
-    with whole(paths[1]) as part, part.open("w", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *table(details)])
+    write_csv([COLUMNS, *table(details)], paths[1])
     plot(details, paths[2])
     return paths
 

@@ -165,15 +165,21 @@ def _numbered(root: Path, name: str) -> Iterator[Path]:
 
 def _is_free(folder: Path) -> bool:
     """Nothing is there, or only the note that such a run was refused before it began."""
-    return not folder.exists() or (status(folder).get("state") == "refused" and not (folder / "checkpoints").exists())
+    return not folder.exists() or _was_refused(folder)
+
+
+def _was_refused(folder: Path) -> bool:
+    """Is the note of such a run all there is?"""
+    return status(folder).get("state") == "refused" and not (folder / "checkpoints").exists()
 
 
 def _claimed(candidates: Iterable[Path]) -> Path:
-    """The first candidate that this process could make: two that start together get two folders."""
+    """The first candidate that this process could make, so that two that start together get two folders; or one of
+    a run that was refused, which its lock keeps to one of them."""
     for folder in candidates:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            folder.mkdir(exist_ok=_is_free(folder))
+            folder.mkdir(exist_ok=_was_refused(folder))
         except FileExistsError:
             continue
         return folder

@@ -5,12 +5,10 @@ index of PyTorch's own format for this is a pickle of classes.
 """
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -20,7 +18,6 @@ from torch.optim import Optimizer
 from ddpm import strangers
 from ddpm.checkpoint_io import remove, take_name
 from ddpm.errors import Refused
-from ddpm.model.sharded import gathered
 
 
 class Sharded(ModelParallelStrategy):
@@ -76,19 +73,6 @@ class Sharded(ModelParallelStrategy):
         for optimizer, state in zip(self.optimizers, content.pop("optimizer_states"), strict=True):
             optimizer.load_state_dict(spread_again(state, optimizer))
         return content
-
-
-class WholeInValidation(Callback):
-    """All weights on each rank while it validates, since ranks may have more and fewer batches."""
-
-    def __init__(self) -> None:
-        self._until_the_end = ExitStack()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._until_the_end.enter_context(gathered(pl_module))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._until_the_end.close()
 
 
 def file_of(rank: int) -> str:

@@ -62,7 +62,7 @@ def numbers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape and type of each array in an .npz, of which no number is read yet."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
+            return {name.removesuffix(".npy"): _shape_and_type(archive, name) for name in archive.namelist()}
     except (_Foreign, OSError):
         raise
     except Exception as fault:  # as above
@@ -144,10 +144,17 @@ class _Plain:
         return value
 
 
-def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    with archive.open(name) as member:
-        shape, _, kind = readers[np.lib.format.read_magic(member)](member)
+def _shape_and_type(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    shape, kind, _, _ = header(archive, name)
     if kind.hasobject:
         raise _Foreign("holds objects, which allow_pickle=False keeps from being made")
     return shape, kind
+
+
+def header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+    """Of an array in an .npz: its shape and type, whether its first index runs fastest, and after how many bytes of its
+    file the numbers begin. Raises whatever its reader does."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with archive.open(name) as member:
+        shape, is_fortran, kind = readers[np.lib.format.read_magic(member)](member)
+        return shape, kind, is_fortran, member.tell()

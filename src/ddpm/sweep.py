@@ -5,7 +5,6 @@ The first is rebuilt by hand, for instance after a sweep was killed, with `pytho
 of the last sweep that were refused before they had a folder have their notes beside the runs, in `.refused`.
 """
 
-import csv
 import json
 import shutil
 import sys
@@ -31,7 +30,7 @@ from ddpm.errors import Failed, Refused
 from ddpm.meeting import is_follower
 from ddpm.privacy import without_paths
 from ddpm.submitted import lost_jobs_fail
-from ddpm.whole import whole
+from ddpm.whole import whole, write_csv
 from ddpm.wording import no_choice
 
 Noted = tuple[Path, dict[str, float]]  # the file of the results, and the scores
@@ -181,9 +180,9 @@ def present(rows: Sequence[Mapping[str, str]], stem: Path | None) -> None:
     display(console, dict(zip(columns, zip(*cells, strict=True), strict=False)))
     if stem is None:
         return
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *cells])
-    stem.with_suffix(".md").write_text(markdown(columns, cells))
+    write_csv([columns, *cells], stem.with_suffix(".csv"))
+    with whole(stem.with_suffix(".md")) as part:
+        part.write_text(markdown(columns, cells))
     console.print(f"table: {stem}.csv, {stem}.md", soft_wrap=True, markup=False)
 
 

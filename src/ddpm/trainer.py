@@ -18,10 +18,11 @@ from ddpm.callbacks.lifeline import Lifeline
 from ddpm.callbacks.patience import Patience
 from ddpm.callbacks.progress import Progress
 from ddpm.compile import GRAPHS
+from ddpm.data.stream import micro_batch
 from ddpm.errors import Refused
 from ddpm.instantiate import make, target_of
 from ddpm.precision import BFloat16Mixed, device_of, precision
-from ddpm.sharded import Sharded, WholeInValidation
+from ddpm.sharded import Sharded
 
 NOWHERE = Path(os.devnull)  # in a job of SLURM, Lightning takes weights from any hpc_ckpt_* where it works
 
@@ -47,7 +48,6 @@ def build_trainer(
         node["enable_progress_bar"] = False  # Lightning's own would stand in
     if spreads(node.get("strategy")):
         refuse_sharding(node["precision"], watched)
-        watched.append(WholeInValidation())
     refuse_absent(node["accelerator"])
     node["accelerator"] = device_of(node["accelerator"])
     made = {"callbacks": watched, "logger": list(loggers), "plugins": list(plugins)}
@@ -122,10 +122,5 @@ def refuse_replays(cfg: Config, trainer: Trainer) -> None:
 
 
 def refuse_batch(batch_size: int, trainer: Trainer) -> None:
-    """The global batch is shared out evenly."""
-    shares = trainer.world_size * trainer.accumulate_grad_batches
-    if batch_size % shares:
-        raise Refused(
-            f"data.batch_size={batch_size} is the global batch and can not be shared out over {shares} parts "
-            f"(ranks x trainer.accumulate_grad_batches); take a multiple of {shares}."
-        )
+    """Before anything is restored: raises Refused where the global batch can not be shared out evenly."""
+    micro_batch(batch_size, trainer.world_size, trainer.accumulate_grad_batches)

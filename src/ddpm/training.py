@@ -30,7 +30,7 @@ from ddpm.callbacks.stop import StopWhenAsked
 from ddpm.checkpoint import MODEL_GROUPS, Unreadable, resumable
 from ddpm.checkpoint_io import FULL, AtomicCheckpointIO, remove
 from ddpm.errors import Failed, Refused
-from ddpm.instantiate import check_values, shortened, target_of
+from ddpm.instantiate import check_value, check_values, shortened, target_of
 from ddpm.loggers import is_id, keep_id, kept_id
 from ddpm.meeting import meet
 from ddpm.noise import Stream, scalar
@@ -48,6 +48,8 @@ ROOT_TYPES = {
     "zero_terminal_snr": StrictBool,  # a word such as "no" would count as true
     "optimized_metric": str | None,
 }
+# What says nothing of a checkpoint; the last three are RuntimeErrors, of the memory, the device and the network.
+UNTOUCHED = (Refused, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError)
 
 
 def check_place(config: Config) -> None:
@@ -199,7 +201,7 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, be
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if checkpoint is None or beginning.begun or isinstance(error, Refused):
+        if checkpoint is None or beginning.begun or isinstance(error, UNTOUCHED):
             raise
         reason = shortened(f"{type(error).__name__}: {error}")
         raise Refused(f"{checkpoint} does not fit this run ({reason}); set name=NAME for a new one.") from error
@@ -284,13 +286,14 @@ KINDS = ("_target_", "fused", "foreach", "amsgrad")  # of an optimiser: its stat
 
 
 def refuse_change(before: Config, now: Config) -> None:
-    """A run goes on as it began: what shapes the model, the data or their order may not change."""
+    """A run goes on as it began. Raises Refused where what shapes the model, the data or their order has changed."""
+    check_value([before], list[dict[str, Any]], "the checkpoint's config")  # in a list, as it could be a node
     before, now = public(before), public(now)  # where things are may change
-    old_data: Config = before["data"] if isinstance(before.get("data"), dict) else {}
+    old = {name: before[name] if isinstance(before.get(name), dict) else {} for name in ("optimizer", "data")}
     shaping = ("seed", "objective", "timestep", "label_dropout", "input_perturbation", "zero_terminal_snr")
     pairs = [(key, before.get(key), now.get(key)) for key in (*MODEL_GROUPS, *shaping)]
-    pairs += [(f"optimizer.{key}", *(part.get("optimizer", {}).get(key) for part in (before, now))) for key in KINDS]
-    pairs += [(f"data.{key}", old_data.get(key), now["data"].get(key)) for key in sorted(now["data"])]
-    for key, old, new in pairs:
-        if old != new and key not in ("data.root", "data.num_workers", "data.download"):
+    pairs += [(f"optimizer.{key}", old["optimizer"].get(key), now["optimizer"].get(key)) for key in KINDS]
+    pairs += [(f"data.{key}", old["data"].get(key), now["data"].get(key)) for key in sorted(now["data"])]
+    for key, was, new in pairs:
+        if was != new and key not in ("data.root", "data.num_workers", "data.download"):
             raise Refused(f"this run was begun with another {key}; leave it as it was, or set name=NAME for a new run.")

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ddpm.checkpoint_io import synchronise
+from ddpm.whole import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +131,8 @@ def plot_loss(history: History, path: Path) -> None:
     draw_losses(axes[0], history)
     if quarters:
         draw_quarters(axes[1], history, quarters)
-    figure.savefig(path, dpi=150)
+    with whole(path) as part:
+        figure.savefig(part, format="png", dpi=150)
 
 
 def draw_losses(axes: "Axes", history: History) -> None:

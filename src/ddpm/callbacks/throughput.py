@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # FLOP/s of an H200 SXM, which Lightning does not list rightly: half of what NVIDIA's H200 datasheet gives with
 # sparsity, the same chip as the H100 SXM (NVIDIA H100 Tensor Core GPU Architecture, Table 2).
-_H200 = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12}
-_H200_TF32 = 495e12
+# In float32 it is that of TF32, which cudnn's convolutions compute in unless they are told otherwise.
+_H200 = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 495e12}
 
 
 class Throughput(Callback):
@@ -125,8 +125,6 @@ def h200(name: str, dtype: torch.dtype) -> float | None:
     """Those of an H200 SXM; None for another chip."""
     if "h200" not in name.lower() or "nvl" in name.lower():
         return None
-    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
-        return _H200_TF32
     return _H200.get(dtype)
 
 

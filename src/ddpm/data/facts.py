@@ -18,7 +18,7 @@ class Facts:
 
     name: str
     shape: tuple[int, int, int]  # channels, height, width
-    num_levels: int | None  # grey levels of the exact data (17, 256); None where they are not discrete
+    num_levels: int  # grey levels of the exact data (17, 256)
     class_names: tuple[str, ...]  # empty where the images carry no labels
     note: str  # one sentence on the splits: what "train" and "test" are
 
@@ -26,7 +26,7 @@ class Facts:
         """Raises Refused for images of no size or of one beyond all use, and for no grey levels."""
         if min(self.shape) < 1 or math.prod(self.shape) > _MOST:
             raise Refused(f"images of shape {self.shape} are not possible: at most {_MOST:,} numbers, and at least 1.")
-        if self.num_levels is not None and not 2 <= self.num_levels <= 2**16:
+        if not 2 <= self.num_levels <= 2**16:
             raise Refused(f"images of {self.num_levels} grey levels are not possible: from 2 to {2**16}.")
 
     @property

@@ -214,9 +214,7 @@ class ImageData(LightningDataModule, ABC):
     def _scaled(self, raw: RawBatch | Refused) -> Batch:
         if isinstance(raw, Refused):
             raise raw
-        levels = self.facts.num_levels
-        assert levels is not None  # every set that is read as levels has them
-        return Batch(from_levels(raw.levels, levels), raw.labels, raw.number)
+        return Batch(from_levels(raw.levels, self.facts.num_levels), raw.labels, raw.number)
 
     def _stream(self) -> _Batches:
         return _Batches(self.load("train"), self._order())

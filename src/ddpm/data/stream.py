@@ -49,6 +49,22 @@ class Permuted:
         return indices
 
 
+def micro_batch(global_batch: int, world_size: int, accumulation: int) -> int:
+    """How many images one of R ranks that accumulate A micro-batches sees at once: B / (R A).
+
+    Raises:
+        Refused: if R A does not divide B.
+    """
+    parts = world_size * accumulation
+    if global_batch % parts:
+        raise Refused(
+            f"data.batch_size={global_batch}, the batch of all ranks together, can not be shared out over {world_size} "
+            f"ranks x {accumulation} accumulated batches; choose a multiple of {parts}, or other trainer.devices or "
+            "trainer.accumulate_grad_batches."
+        )
+    return global_batch // parts
+
+
 class TrainBatches(Sampler[Tensor]):
     """The numbers of one rank's micro-batches, without end, from the step at which iteration begins.
 
@@ -75,15 +91,9 @@ class TrainBatches(Sampler[Tensor]):
         world_size: int,
         accumulation: int,
     ) -> None:
-        if global_batch % (world_size * accumulation):
-            raise Refused(
-                f"data.batch_size={global_batch}, the batch of all ranks together, is not divisible by "
-                f"{world_size} ranks x {accumulation} accumulated batches: choose a multiple of "
-                f"{world_size * accumulation}, or other trainer.devices or trainer.accumulate_grad_batches"
-            )
+        self.micro_batch = micro_batch(global_batch, world_size, accumulation)
         self.global_batch, self.first_step = global_batch, first_step
         self.rank, self.world_size, self.accumulation = rank, world_size, accumulation
-        self.micro_batch = global_batch // (world_size * accumulation)
 
     def __iter__(self) -> Iterator[Tensor]:
         """int64 tensors (m,) of numbers."""

@@ -16,6 +16,7 @@ from ddpm.whole import whole
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_OTHER_CACHE = "choose another by the option cache=FOLDER of the metric or the sigma"
 
 
 def fingerprint(tensors: Mapping[str, Tensor], *options: object) -> str:
@@ -28,30 +29,37 @@ def fingerprint(tensors: Mapping[str, Tensor], *options: object) -> str:
     return told.hexdigest()[:16]
 
 
-def cached(path: Path, *, read: Callable[[Path], T], make: Callable[[], T], write: Callable[[T, Path], None]) -> T:
+def cached(
+    path: Path,
+    *,
+    read: Callable[[Path], T],
+    make: Callable[[], T],
+    write: Callable[[T, Path], None],
+    remedy: str = _OTHER_CACHE,
+) -> T:
     """What the file holds; where it is missing or corrupt, make it and write it.
 
     One process makes it while the others that want the same file wait, and then read it.
 
     Raises:
-        Refused: if the folder can not be written.
+        Refused: ending in the remedy, if the folder can not be written.
     """
-    with _locked(path):
+    with _locked(path, remedy):
         if path.exists():
             try:
                 return read(path)
             except Exception as fault:  # in whatever way it fails, this is not the file that was written
                 _log.warning("%s is corrupt (%s: %s) and is made again", path, type(fault).__name__, fault)
         value = make()
-        with writable(path.parent), whole(path) as part:
+        with writable(path.parent, remedy), whole(path) as part:
             write(value, part)
         return value
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, remedy: str) -> Iterator[None]:
     lock = FileLock(path.with_name(path.name + ".lock"))
-    with writable(path.parent):
+    with writable(path.parent, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:
@@ -61,12 +69,9 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Within it, files are written to the folder. Raises Refused if they can not be."""
+def writable(folder: Path, remedy: str = _OTHER_CACHE) -> Iterator[None]:
+    """Within it, files are written to the folder. Raises Refused, ending in the remedy, if they can not be."""
     try:
         yield
     except OSError as error:
-        raise Refused(
-            f"the cache folder {folder} can not be written ({error.strerror or error}): "
-            "choose another by the option cache=FOLDER of the metric or the sigma"
-        ) from error
+        raise Refused(f"the folder {folder} can not be written ({error.strerror or error}): {remedy}") from error

@@ -69,9 +69,13 @@ def unseen(data: Source, reference: str) -> Real | None:
 
 
 def spoken(reference: str) -> str:
-    """What names of scores end in: nothing where the reference is the training split."""
-    name = Path(reference).name.removesuffix(".npz")
-    return "" if name == "train" else "".join(letter if letter.isalnum() else "_" for letter in name)
+    """What names of scores end in: nothing where the reference is the training split. What only lies under the name
+    of a split is told from it."""
+    if reference in SPLITS:
+        return "" if reference == "train" else reference
+    name = Path(reference).absolute().name.removesuffix(".npz")
+    name += "_given" if name in SPLITS else ""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def _found(data: Source, reference: str) -> Real:

@@ -8,19 +8,9 @@ import torch
 from torch import Tensor
 
 from ddpm.data.facts import Batch, Facts
+from ddpm.data.image_data import ImageSet
 
 _PROBED = 64
-
-
-@runtime_checkable
-class Images(Protocol):
-    """The images of a split as they are stored."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Levels (b, c, h, w) uint8 and labels (b,) int64."""
-        ...
 
 
 @runtime_checkable
@@ -35,7 +25,7 @@ class Source(Protocol):
         """What tells the images from those of another day, without opening them."""
         ...
 
-    def load(self, split: str) -> Images: ...
+    def load(self, split: str) -> ImageSet: ...
 
     def batches(self, split: str, batch_size: int, indices: Sequence[int] | Tensor | None = None) -> Iterator[Batch]:
         """Images in [-1, 1], in order and unflipped."""

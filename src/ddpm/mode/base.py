@@ -45,7 +45,7 @@ class Studio:
     def scene(self, trainer: Trainer) -> Iterator[Scene]:
         """What figures are made from, on the Trainer's device and in its precision, without gradients."""
         self.module.to(trainer.strategy.root_device)
-        with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             yield Scene(self.module, self.real, self.num_images, self.batch_size, progress)
 
 

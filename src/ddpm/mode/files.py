@@ -25,7 +25,7 @@ def read_image(name: str, facts: Facts) -> Images:
     if size != (width, height):
         note = f"{name} is {size[0]} x {size[1]}: its centre, resized to {width} x {height}, is taken."
         get_console().print(note, soft_wrap=True, highlight=False, markup=False)
-    last = (facts.num_levels or 256) - 1
+    last = facts.num_levels - 1
     return from_levels((levels.float() / 255 * last).round(), last + 1).unsqueeze(0)
 
 

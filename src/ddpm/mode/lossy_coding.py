@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddpm.diffusion import GaussianDiffusion
-from ddpm.errors import Refused
 from ddpm.likelihood import bound
 from ddpm.mode.base import Figured, at_least_one
 from ddpm.mode.scene import Latent, Scene, Tick
@@ -34,8 +33,6 @@ class LossyCoding(Figured):
         self.rows, self.t, self.num_times = rows, t, num_times
 
     def figure(self, scene: Scene) -> Figure:
-        if scene.module.diffusion.num_levels is None:
-            raise Refused("mode=lossy_coding needs data with discrete grey levels; take mode=reconstruction.")
         shown = sorted({1, *scene.chosen(self.t, self.num_times)}, reverse=True)
         x_0 = scene.images(scene.num_images)
         spent, error = coded(scene, x_0)

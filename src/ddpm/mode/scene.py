@@ -6,7 +6,7 @@ normal(seed, FORWARD, i, t): what a figure shows depends neither on its batches 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -22,11 +22,6 @@ from ddpm.sampling import SamplingModule, noise_of
 from ddpm.types import Images, times
 
 Tick = Callable[[], None]  # to be called after every step
-
-
-def silent(_total: int) -> AbstractContextManager[Tick]:
-    """Progress that nobody sees."""
-    return nullcontext(lambda: None)
 
 
 class Latent(NamedTuple):
@@ -72,7 +67,7 @@ class Scene:
     real: Callable[[int], Images]
     num_images: int
     batch_size: int
-    progress: Callable[[int], AbstractContextManager[Tick]] = silent
+    progress: Callable[[int], AbstractContextManager[Tick]]
 
     @property
     def num_steps(self) -> int:
@@ -123,8 +118,6 @@ class Scene:
 
         Raises Refused for times outside {1, ..., T}.
         """
-        if num_times < 1:
-            raise Refused(f"mode.num_times is {num_times}; it must be at least 1.")
         spread = [max(1, round(k * self.num_steps / num_times)) for k in range(1, num_times + 1)]
         asked = spread if t is None else [t] if isinstance(t, int) else list(t)
         if not asked or not all(1 <= one <= self.num_steps for one in asked):

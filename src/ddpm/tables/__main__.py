@@ -25,6 +25,7 @@ from pathlib import Path
 from ddpm.cli import EXPECTED
 from ddpm.tables import grid, rows, running, writing
 from ddpm.tables.published import GRIDS, TABLES
+from ddpm.whole import whole
 from ddpm.wording import sentence
 
 
@@ -96,8 +97,8 @@ def run_grid(chosen: argparse.Namespace) -> int:
     left_out = [str(steps) for steps in table.steps if steps not in grid.possible(table, checkpoint)]
     note = f"Left out: S = {', '.join(left_out)}, more than the T = {checkpoint.num_steps} of this checkpoint."
     notes = [*([note] if left_out else []), writing.trained([rows.overrides_of(chosen.checkpoint)])]
-    whole = writing.text(table.source, columns, cells, scored.values(), notes)
-    keep(beside(chosen.checkpoint) / f"{chosen.table}.md", whole)
+    text = writing.text(table.source, columns, cells, scored.values(), notes)
+    keep(beside(chosen.checkpoint) / f"{chosen.table}.md", text)
     return code
 
 
@@ -109,7 +110,8 @@ def beside(checkpoint: Path) -> Path:
 def keep(file: Path, text: str) -> None:
     """Write a table, and show it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
+    with whole(file) as part:
+        part.write_text(text)
     print(f"{text}\ntable: {file}")
 
 
