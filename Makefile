@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH := .venv/.bench
-# The installer itself, which the locks can not hold
+# The installer itself, which the locks cannot hold
 UV_VERSION := 0.13.9
 ARGS ?=
 CHECKPOINT ?=

@@ -1,5 +1,7 @@
 """Rows are made rightly of what was measured, kept in files and shown in tables."""
 
+import re
+import subprocess
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +213,12 @@ def test_what_can_not_be_measured_is_refused_in_a_sentence(wrong, sentence):
         chosen(asked(**wrong), MACHINE)
 
 
+def test_a_gpu_plays_no_part_where_the_cpu_is_measured():
+    gpu = {"gpu": "A GPU", "cuda": "13.0", "cudnn": 9, "native_bf16": {"cpu": False, "cuda": True}}
+    other = MACHINE | {"native_bf16": {"cpu": False, "cuda": False}}
+    assert results.without_gpu(MACHINE | gpu) == results.without_gpu(other)
+
+
 def test_what_is_measured_follows_the_machine():
     options, notes, every = chosen(asked(), MACHINE)
     assert (options.device, options.precisions) == ("cpu", ["float32"])
@@ -219,6 +227,25 @@ def test_what_is_measured_follows_the_machine():
     gpu = MACHINE | {"gpu": "A GPU"}
     assert chosen(asked(), gpu)[0].precisions == ["tf32", "bf16"]
     assert chosen(asked(device="cpu", force_bf16=True), gpu)[0].precisions == ["float32", "bf16"]
+
+
+def test_results_do_not_change_what_was_measured(tmp_path, monkeypatch):
+    """A run that goes on finds the file of the one before, which may be tracked."""
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.commit() is None
+    kept, code = tmp_path / "benchmarks" / "results" / "some.json", tmp_path / "code.py"
+    kept.parent.mkdir(parents=True)
+    for file in (kept, code):
+        file.write_text("1")
+    who = ["-c", "user.name=n", "-c", "user.email=e"]
+    for asked in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "m"]):
+        subprocess.run(["git", *asked], cwd=tmp_path, check=True)
+    clean = results.commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    kept.write_text("2")
+    assert results.commit() == clean
+    code.write_text("2")
+    assert results.commit() == f"{clean}-dirty"
 
 
 def test_a_document_gets_its_table_from_files_alone(content, tmp_path):
@@ -245,6 +272,11 @@ def test_a_document_gets_its_table_from_files_alone(content, tmp_path):
     assert "A note." in text
     assert "diffusers compiled (default) failed: no compiler" in text
     assert report.made_from(document) == ([file.name], report.markdown([file]))
+
+
+def test_a_changed_checkout_is_told(content):
+    assert "commit 0123456789ab with changes;" in report.heading(content | {"commit": "0123456789abcdef-dirty"})
+    assert "commit 0123456789ab;" in report.heading(content | {"commit": "0123456789abcdef"})
 
 
 def test_what_compiling_took_stands_below_the_table():

@@ -63,7 +63,7 @@ class SaveInside(Callback):
 
 
 class SaveEarly(Callback):
-    """Saves after an optimizer step that the average has not seen yet."""
+    """Saves after an optimiser step that the average has not seen yet."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         path = Path(trainer.default_root_dir) / "early.ckpt"

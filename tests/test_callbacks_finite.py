@@ -226,11 +226,11 @@ def test_a_verdict_that_is_read_late_stops_the_run_without_a_file(tmp_path: Path
 def test_an_image_that_is_gone_by_the_second_run_hides_nothing_else(tmp_path: Path) -> None:
     class Gone(Images):
         def trained_on(self, number: Tensor, device: torch.device) -> Any:
-            raise Refused(f"{tmp_path}/1.png can not be read")
+            raise Refused(f"{tmp_path}/1.png cannot be read")
 
     data, module = Gone(bad(2)), small(Infinite())
     with pytest.raises(
-        Diverged, match=r"in step 2: it could not be run once more \(\S+1.png can not be read\), on 8 tr"
+        Diverged, match=r"in step 2: it could not be run once more \(\S+1.png cannot be read\), on 8 tr"
     ):
         tiny_trainer(tmp_path, 8, stop(tmp_path, data)).fit(module, datamodule=data)
     noted = json.loads((tmp_path / "diverged.json").read_text())

@@ -1,4 +1,4 @@
-"""Progress is counted in optimizer steps, and short where nobody watches it live."""
+"""Progress is counted in optimiser steps, and short where nobody watches it live."""
 
 from itertools import count
 from pathlib import Path

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from yamls import node
 
 from ddpm.callbacks.run_log import RunLog, read
-from ddpm.callbacks.throughput import Throughput, flops, h200, outline, pause
+from ddpm.callbacks.throughput import Throughput, flops, h200, outline, pause, peak
 from ddpm.instantiate import make
 
 STEP, INTERRUPTION, BATCH = 0.02, 0.8, 8
@@ -101,6 +101,15 @@ def test_operations_are_counted_on_the_network_that_is_not_compiled(compiled: st
     assert all(part._compiled_call_impl is None for part in copy.modules())
     assert all(tensor.is_meta for tensor in copy.state_dict().values())
     assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
+def test_float32_products_beside_tf32_convolutions_have_no_one_peak() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        assert peak(torch.device("cuda"), torch.float32) is None
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_an_h200_has_the_peaks_of_its_maker() -> None:

@@ -182,7 +182,7 @@ def test_a_file_that_holds_no_results_is_left_alone(tmp_path):
         ("train", ["trainer.max_step=5"], "max_step"),
         ("train", ["trainer.max_steps=abc"], "trainer.max_steps=abc is not possible"),
         ("train", ["data=cifar10", "data.root=nowhere", "model=tiny"], "data.download=true"),
-        ("train", ["runs=/proc/nothing"], "can not be written"),
+        ("train", ["runs=/proc/nothing"], "cannot be written"),
         ("sample", ["checkpoint=nothing.ckpt"], "there is no checkpoint at nothing.ckpt"),
         ("sample", [], "checkpoint must be given"),
         ("sample", ["checkpoint=x", "mode=null"], "Config group override must be a string or a list"),

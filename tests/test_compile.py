@@ -89,7 +89,7 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("compile"))
 def test_compiled_numbers_are_the_eager_ones(name):
-    """In a process of its own: the compiler can not see through the checks that the tests put around us."""
+    """In a process of its own: the compiler cannot see through the checks that the tests put around us."""
     code = "import sys; sys.path.insert(0, 'tests')\n" + SAME.replace("NAME", name)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

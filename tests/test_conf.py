@@ -195,7 +195,7 @@ def test_every_experiment_builds(name):
         (["zero_terminal_snr=true", "prediction=velocity", "objective=min_snr"], "never be trained"),
         (["schedule=jsd", "prediction=x0", "objective=p2"], "never be trained"),
         (["trainer.max_steps=0"], "trains nothing|at least 1"),
-        (["sigma=learned", "objective=vlb", "sampler.num_steps=10"], "can not be strided"),
+        (["sigma=learned", "objective=vlb", "sampler.num_steps=10"], "cannot be strided"),
         (["schedule._target_=ddpm.schedule.nothing"], "spelling"),
         (["callbacks=[checkpoint]", "+callbacks.samples.every_n_steps=3"], r"add samples to callbacks=\[...\]"),
         (["schedule._target_=ddpm.schedule.math"], "makes no object"),

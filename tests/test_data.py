@@ -61,7 +61,7 @@ class Numbered(ImageData):
 
 class FatalSet(TensorSet):
     def __getitem__(self, indices: Any) -> tuple[Tensor, Tensor]:
-        raise Refused("broken.png can not be read")
+        raise Refused("broken.png cannot be read")
 
 
 class Fatal(Numbered):
@@ -289,7 +289,7 @@ def test_a_refusal_in_a_worker_arrives_as_one_sentence(tmp_path: Path) -> None:
     data = Fatal(root=None, **COMMON | {"num_workers": 1})
     with pytest.raises(Refused) as caught:
         trainer(tmp_path, 1).fit(Witness(), datamodule=data)
-    assert str(caught.value) == "broken.png can not be read"
+    assert str(caught.value) == "broken.png cannot be read"
 
 
 def test_a_worker_that_dies_ends_the_run_at_once(tmp_path: Path) -> None:

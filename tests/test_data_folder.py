@@ -230,10 +230,10 @@ def test_an_image_that_unpacks_to_half_a_gigabyte_is_unreadable(tmp_path: Path) 
     grey(tmp_path / "0.png", 7)
     vast(tmp_path / "1.png")
     data = folder(tmp_path)
-    with pytest.warns(UserWarning, match="1.png can not be read .*DecompressionBombWarning"):
+    with pytest.warns(UserWarning, match="1.png cannot be read .*DecompressionBombWarning"):
         assert levels(data) == [7, 7]
     assert data.num_unreadable("train") == 1
-    with pytest.raises(Refused, match=r"1.png can not be read .*DecompressionBombWarning"):
+    with pytest.raises(Refused, match=r"1.png cannot be read .*DecompressionBombWarning"):
         levels(folder(tmp_path, unreadable_is_fatal=True))
 
 
@@ -383,7 +383,7 @@ def test_the_next_readable_image_stands_in_whoever_asks(tmp_path: Path) -> None:
         backwards = folder(tmp_path).load("train")[[5, 4, 3, 2, 1, 0]][0][:, 0, 0, 0].tolist()
     assert backwards == [0, 4, 4, 4, 1, 0]
     named = [str(warning.message) for warning in caught[:3]]
-    assert all(f"{i}.png can not be read" in text for i, text in zip((2, 3, 5), named, strict=True))
+    assert all(f"{i}.png cannot be read" in text for i, text in zip((2, 3, 5), named, strict=True))
     assert len(caught) == 6  # once a file and data set
 
 
@@ -396,7 +396,7 @@ def test_the_label_is_that_of_the_image_that_stands_in(tmp_path: Path) -> None:
     assert (batch.labels.tolist(), batch.number.tolist()) == ([1], [0])
 
 
-@pytest.mark.filterwarnings("ignore:.*can not be read")
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_images_are_counted_over_all_workers(num_workers: int, tmp_path: Path) -> None:
     spoilt(tmp_path)
@@ -410,11 +410,11 @@ def test_unreadable_images_are_counted_over_all_workers(num_workers: int, tmp_pa
 
 def test_unreadable_images_are_fatal_on_request(tmp_path: Path) -> None:
     spoilt(tmp_path)
-    with pytest.raises(Refused, match=r"2.png can not be read"):
+    with pytest.raises(Refused, match=r"2.png cannot be read"):
         levels(folder(tmp_path, unreadable_is_fatal=True))
 
 
-@pytest.mark.filterwarnings("ignore:.*can not be read")
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_folder_of_broken_images_is_refused(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"broken")
@@ -432,7 +432,7 @@ def test_a_file_that_vanishes_is_stood_in_for(tmp_path: Path) -> None:
     data = folder(tmp_path)
     assert data.load("train")[[1]][0].max() == 1
     (tmp_path / "1.png").unlink()
-    with pytest.warns(UserWarning, match=r"1.png can not be read \(FileNotFoundError"):
+    with pytest.warns(UserWarning, match=r"1.png cannot be read \(FileNotFoundError"):
         assert data.load("train")[[1]][0].max() == 2
     assert data.num_unreadable("train") == 1
 
@@ -442,7 +442,7 @@ def test_a_file_that_vanishes_is_fatal_on_request(tmp_path: Path) -> None:
     data = folder(tmp_path, unreadable_is_fatal=True)
     data.load("train")
     (tmp_path / "1.png").unlink()
-    with pytest.raises(Failed, match=r"1.png can not be read \(FileNotFoundError.*data.unreadable_is_fatal=false"):
+    with pytest.raises(Failed, match=r"1.png cannot be read \(FileNotFoundError.*data.unreadable_is_fatal=false"):
         data.load("train")[[0, 1, 2]]
 
 
@@ -476,7 +476,7 @@ def test_a_file_that_changes_is_stood_in_for_from_then_on(change: Callable[[Path
     assert levels(data) == [0, 1, 2]
     before = (tmp_path / "1.png").read_bytes(), (tmp_path / "1.png").stat().st_mtime_ns
     change(tmp_path / "1.png")
-    with pytest.warns(UserWarning, match=r"1.png can not be read \(it has changed since"):
+    with pytest.warns(UserWarning, match=r"1.png cannot be read \(it has changed since"):
         assert levels(data) == [0, 2, 2]
     (tmp_path / "1.png").write_bytes(before[0])
     os.utime(tmp_path / "1.png", ns=(before[1], before[1]))
@@ -489,11 +489,11 @@ def test_a_file_that_changes_is_fatal_on_request(tmp_path: Path) -> None:
     data = folder(tmp_path, unreadable_is_fatal=True)
     assert levels(data) == [0, 1, 2]
     rewritten(tmp_path / "1.png")
-    with pytest.raises(Failed, match=r"1.png can not be read \(it has changed since this run first read it\)"):
+    with pytest.raises(Failed, match=r"1.png cannot be read \(it has changed since this run first read it\)"):
         levels(data)
 
 
-@pytest.mark.filterwarnings("ignore:.*can not be read")
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
 def test_a_change_is_seen_whichever_worker_read_the_file_before(tmp_path: Path) -> None:
     three(tmp_path)
     data = folder(tmp_path, num_workers=2)

@@ -123,7 +123,7 @@ def test_a_folder_of_images_can_be_sliced(tmp_path_factory: pytest.TempPathFacto
     data.prepare_data()
     assert len(data.load("train")) == 3
     assert levels(data, "test") == [3]
-    with pytest.warns(UserWarning, match=r"image 2 of .*train\[:3\].* can not be read"):
+    with pytest.warns(UserWarning, match=r"image 2 of .*train\[:3\].* cannot be read"):
         assert levels(data, "train") == [0, 1, 0]
 
 
@@ -179,7 +179,7 @@ def test_an_image_that_nobody_looks_into_tells_one_revision_from_another(
     ("changes", "message"),
     [
         ({"path": "no/where"}, "there is no folder no/where: pass data.download=true"),
-        ({"train_split": "valid"}, "can not be opened"),
+        ({"train_split": "valid"}, "cannot be opened"),
         ({"image_column": "picture"}, "has no column picture: set data.image_column to one of"),
         ({"label_column": "class"}, "has no column class: set data.label_column to one of"),
         ({"label_column": "image"}, "holds no classes but"),

@@ -24,7 +24,7 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
         _watched.append(str(arguments[0]))
 
 
-sys.addaudithook(_note)  # can not be removed; it notes only while a test asks
+sys.addaudithook(_note)  # cannot be removed; it notes only while a test asks
 
 
 @pytest.fixture
@@ -208,5 +208,5 @@ def test_a_folder_that_can_not_be_read_is_refused(tmp_path: Path, monkeypatch: p
     for _ in range(20):  # deeper than any path can say
         Path("x" * 250).mkdir()
         os.chdir("x" * 250)
-    with pytest.raises(Refused, match=r"the folder .* can not be read: File name too long"):
+    with pytest.raises(Refused, match=r"the folder .* cannot be read: File name too long"):
         listing(tmp_path)

@@ -73,7 +73,7 @@ def test_autocast_changes_the_loss_by_less_than_a_percent(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", ["tables_stay", "losses_stay"])
 def test_compiling(claim):
-    """In a process of its own: the compiler can not see through the checks that the tests put around us."""
+    """In a process of its own: the compiler cannot see through the checks that the tests put around us."""
     code = f"import test_exact_paths; test_exact_paths.{claim}()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)
 

@@ -392,8 +392,8 @@ IMAGES = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_of_others_are_only_pixels(name, folder):
     path = str(written(folder, IMAGES[name](), "x[bold].png"))
-    assert "can not be read as an image" in refused(read_image, path, hostile.DIGITS)
-    assert "can not be read as an image" in refused(read_mask, path, 8, 8)
+    assert "cannot be read as an image" in refused(read_image, path, hostile.DIGITS)
+    assert "cannot be read as an image" in refused(read_mask, path, 8, 8)
 
 
 def test_an_image_is_told_with_any_name_and_turned_as_a_viewer_does(folder, capsys):

@@ -1,4 +1,4 @@
-"""What evaluate.py keeps of a measurement: one row a protocol, and no row for what can not be."""
+"""What evaluate.py keeps of a measurement: one row a protocol, and no row for what cannot be."""
 
 import csv
 import errno
@@ -84,7 +84,7 @@ def test_a_disk_without_room_ends_a_measurement_with_what_helps(brief_run, tmp_p
 
 def test_terms_that_can_not_be_kept_are_refused_with_what_helps(brief_run, tmp_path):
     (tmp_path / "terms").write_text("in the way")
-    with pytest.raises(Refused, match=r"can not be written .*: set results=FILE"):
+    with pytest.raises(Refused, match=r"cannot be written .*: set results=FILE"):
         measured(brief_run, tmp_path / "r.jsonl", "metric=[bits_per_dim]", "metric.bits_per_dim.num_images=4")
 
 

@@ -9,9 +9,6 @@ from forked import Job
 from processes import ROOT, SMALL
 from test_data_folder import grey
 
-from ddpm.meeting import CHOSEN, is_follower
-from ddpm.opening import tell_places
-from ddpm.parent import STARTED_BY
 from ddpm.runs import locked
 
 SECONDS = 15
@@ -73,29 +70,6 @@ def test_a_machine_without_the_data_says_so_and_ends_the_other(
     status = json.loads(file.read_text())
     assert status["state"] == "refused"
     assert "there is no folder images" in status["reason"]
-
-
-@pytest.mark.parametrize(
-    ("environment", "follows"),
-    [
-        ({}, False),
-        ({STARTED_BY: "7", "LOCAL_RANK": "0"}, False),  # whoever has started the others
-        ({STARTED_BY: "7", "LOCAL_RANK": "1"}, True),  # also without a run's folder, as in sample.py
-        ({"LOCAL_RANK": "1"}, False),  # of something else, in a process that stands alone
-        (forked._launched(2)[0], False),
-        (forked._launched(2)[1], True),
-    ],
-)
-def test_of_several_ranks_the_first_speaks_for_all_in_every_verb(
-    environment: dict[str, str], follows: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in (STARTED_BY, CHOSEN, *forked._launched(2)[0]):
-        monkeypatch.delenv(name, raising=False)
-    for name, text in environment.items():
-        monkeypatch.setenv(name, text)
-    assert is_follower() is follows
-    tell_places({"root": "/elsewhere"})
-    assert ("data.root='/elsewhere'" in capsys.readouterr().out) is not follows
 
 
 def test_what_all_ranks_meet_with_is_said_once(tmp_path: Path, places: list[Path]) -> None:

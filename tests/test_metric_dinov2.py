@@ -195,7 +195,7 @@ def test_the_file_in_torch_hubs_cache_is_used_and_without_it_there_is_a_remedy(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    with pytest.raises(Refused, match=r"vitl14_pretrain.pth can not be downloaded.*fd_dinov2.features.weights=PATH"):
+    with pytest.raises(Refused, match=r"vitl14_pretrain.pth cannot be downloaded.*fd_dinov2.features.weights=PATH"):
         Shallow(weights=None).prepare(digits(train=2))
     (tmp_path / "hub" / "checkpoints" / Path(URL).name).write_bytes(file.read_bytes())
     features = Shallow(weights=None)

@@ -202,7 +202,7 @@ def test_a_reference_is_read_where_it_is_kept(tmp_path: Path) -> None:
 
 def test_a_cache_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(Refused, match=r"file can not be written.*cache=FOLDER"):
+    with pytest.raises(Refused, match=r"file cannot be written.*cache=FOLDER"):
         FID(features=random_features(), reference="train", cache=str(tmp_path / "file")).prepare(digits(train=9))
 
 

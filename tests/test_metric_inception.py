@@ -154,7 +154,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_without_network_and_weights_it_says_what_to_do(no_network: Path) -> None:
-    with pytest.raises(Refused, match=rf"{Path(URL).name} can not be downloaded.*weights=PATH.*fid_class"):
+    with pytest.raises(Refused, match=rf"{Path(URL).name} cannot be downloaded.*weights=PATH.*fid_class"):
         Inception(weights=None).prepare(digits(train=2))
     assert [path.name for path in no_network.parent.iterdir() if path.suffix != ".lock"] == []
 

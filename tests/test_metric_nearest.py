@@ -139,7 +139,7 @@ def test_impossible_numbers_are_refused(data: Few, tmp_path: Path) -> None:
     ):
         with pytest.raises(Refused, match=words):
             metric_at(tmp_path, **changes)
-    with pytest.raises(Refused, match="can not show 3 of 2 training images"):
+    with pytest.raises(Refused, match="cannot show 3 of 2 training images"):
         prepared(digits(train=2), tmp_path)
     with pytest.raises(Refused, match="positive resolution"):
         Pixels(resolution=0)

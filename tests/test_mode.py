@@ -291,7 +291,7 @@ def test_times_between_those_of_the_sampler_are_moved_and_shown_as_they_are():
     assert figure("reconstruction", within, t=[1, 6, 9]).rows == ["$x_0$", "$t = 2$", "$t = 5$", "$t = 10$"]
 
 
-# what can not be
+# what cannot be
 
 
 class Never(nn.Module):
@@ -320,7 +320,7 @@ def test_what_else_can_not_be_is_refused_before_the_network_is_called(tmp_path):
     Image.new("L", (5, 4)).save(tmp_path / "large.png")
     (tmp_path / "text.png").write_text("no image")
     refused("inpainting", "5 x 4, but the model's images are 4 x 4", mask=str(tmp_path / "large.png"))
-    refused("inpainting", "can not be read", mask=str(tmp_path / "text.png"))
+    refused("inpainting", "cannot be read", mask=str(tmp_path / "text.png"))
     refused("inpainting", "no image at", mask=str(tmp_path / "nothing.png"))
     for box in ([0.5, 0.0, 0.5, 1.0], [0.0, 0.0, 1.0, 1.1], [0.0, 1.0], [0.0, 0.0, 0.01, 0.01]):
         refused("inpainting", "mode.box", box=box)

@@ -467,7 +467,7 @@ def test_every_activation_lies_in_channels_last() -> None:
 
 @pytest.mark.slow
 def test_it_compiles_as_one_graph() -> None:
-    """In a process of its own: the compiler can not see through the checks that the tests put around us."""
+    """In a process of its own: the compiler cannot see through the checks that the tests put around us."""
     subprocess.run([sys.executable, "-c", COMPILE, str(CONF / "tiny.yaml")], check=True)
 
 
@@ -510,7 +510,7 @@ for label in (None, torch.arange(3)):
         ),
         ({"class_conditional": True}, "no labels.*model.class_conditional=false"),
         ({"shape": (0, 8, 8)}, "at least 1 channel"),
-        ({"shape": (3, 9, 8)}, "9x8 pixels can not be halved 1 times.*2, 4, 6"),
+        ({"shape": (3, 9, 8)}, "9x8 pixels cannot be halved 1 times.*2, 4, 6"),
         ({"channel_mult": [1, 1, 1, 1, 1]}, "multiples of 16"),
     ],
 )

@@ -43,7 +43,7 @@ def test_absolute_paths_are_told_from_here_or_by_their_last_part(here):
     elsewhere = here.parent / "elsewhere"
     assert without_paths(f"data.root={here}/a/b") == "data.root=a/b"
     assert without_paths(f"data.root={here}") == "data.root=."
-    short = without_paths(f"{elsewhere}/images can not be read, nor [{elsewhere}/b.png]: see there")
+    short = without_paths(f"{elsewhere}/images cannot be read, nor [{elsewhere}/b.png]: see there")
     assert str(elsewhere) not in short
     assert short.startswith("images-")
     assert "nor [b.png-" in short
@@ -167,10 +167,10 @@ def test_a_run_and_its_checkpoints_tell_neither_the_environment_nor_the_machine(
 
 
 def test_a_reason_is_noted_without_absolute_paths(here):
-    note(here, state="failed", reason=f"{here.parent}/elsewhere/a.png can not be read, nor {here}/b")
+    note(here, state="failed", reason=f"{here.parent}/elsewhere/a.png cannot be read, nor {here}/b")
     assert str(here.parent) not in (here / "status.json").read_text()
     assert status(here)["reason"].startswith("a.png-")
-    assert status(here)["reason"].endswith(" can not be read, nor b")
+    assert status(here)["reason"].endswith(" cannot be read, nor b")
     note(here, state="running", reason=None)
     assert status(here) == {"state": "running", "reason": None}
 

@@ -196,7 +196,7 @@ def test_a_disk_without_room_keeps_the_file_that_is_there(tmp_path: Path) -> Non
     before = file.read_bytes()
     (tmp_path / "last.ckpt.part").symlink_to("/dev/full")
     writer.save_checkpoint({"weights": torch.ones(100_000)}, file)
-    assert writer.lacks_room == f"{file} can not be written (No space left on device)"
+    assert writer.lacks_room == f"{file} cannot be written (No space left on device)"
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     writer.save_checkpoint({"weights": torch.ones(3)}, file)
@@ -230,7 +230,7 @@ def test_a_checkpoint_that_can_not_be_read_now_is_not_taken_for_a_damaged_one(ex
     last, previous = run.last_checkpoint, run.last_checkpoint.with_name(PREVIOUS)
     previous.write_bytes((expected / "checkpoints" / LAST).read_bytes())
     last.symlink_to("/proc/self/mem")  # whose first bytes no process may read
-    with pytest.raises(Unreadable, match=r"last.ckpt can not be read \(Input/output error\)"):
+    with pytest.raises(Unreadable, match=r"last.ckpt cannot be read \(Input/output error\)"):
         newest(run)
     last.unlink()
     torch.save({"weights": torch.zeros(50_000_000)}, last)
@@ -240,7 +240,7 @@ def test_a_checkpoint_that_can_not_be_read_now_is_not_taken_for_a_damaged_one(ex
 
 
 def lacks_memory(run: Run) -> None:
-    with pytest.raises(Unreadable, match=r"last.ckpt can not be read \(Cannot allocate memory\)"):
+    with pytest.raises(Unreadable, match=r"last.ckpt cannot be read \(Cannot allocate memory\)"):
         newest(run)
 
 

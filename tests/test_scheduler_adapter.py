@@ -113,7 +113,7 @@ def test_times_are_the_models(spacing):
     [
         (lambda: adapted("NoScheduler"), "no scheduler of diffusers"),
         (lambda: adapted("FlowMatchEulerDiscreteScheduler"), "no scheduler of diffusers"),
-        (lambda: adapted("UniPCMultistepScheduler", nonsense=1), "nonsense can not be set"),
+        (lambda: adapted("UniPCMultistepScheduler", nonsense=1), "nonsense cannot be set"),
         (lambda: adapted("UniPCMultistepScheduler", spacing="quadratic"), "quadratic"),
         (lambda: adapted("DDIMInverseScheduler").times(1000), "does not lead from noise"),
         (lambda: adapted("CogVideoXDDIMScheduler").times(1000), "does not lead from noise"),

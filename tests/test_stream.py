@@ -91,7 +91,7 @@ def test_ranges_cover_all_once_and_evenly(num_images: int, at_most: int, world_s
     sizes = [len(batch) for batch in dealt]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= max(at_most, 2)  # single images can not always be dealt evenly
+    assert max(sizes) <= max(at_most, 2)  # single images cannot always be dealt evenly
 
 
 def test_fewer_images_than_ranks_are_refused() -> None:

@@ -21,7 +21,6 @@ from benchmarks.speed.start_up import start_up
 console = Console(width=None if sys.stdout.isatty() else 200)
 Names = tuple[str, ...]
 LEAST = 5  # rounds of what is kept
-GPU = ("gpu", "cuda", "cudnn")  # of a machine; where its CPU is measured they play no part
 
 
 def machine() -> dict[str, Any]:
@@ -59,7 +58,7 @@ def arguments() -> argparse.Namespace:
 
 
 def refuse(asked: argparse.Namespace, told: dict[str, Any]) -> None:
-    """Raises SystemExit for what can not be measured."""
+    """Raises SystemExit for what cannot be measured."""
     if asked.device == "cuda" and "gpu" not in told:
         raise SystemExit("--device cuda: PyTorch finds no GPU of CUDA here; leave it out.")
     if "tf32" in (asked.precision or []) and not on_gpu(asked, told):
@@ -72,11 +71,15 @@ def refuse_unknown(asked: argparse.Namespace, every: Sequence[Group]) -> None:
     """Raises SystemExit for a row, or a word of contenders, that is nobody's."""
     rows = {task for group in every for task in group.tasks} | {"start_up"}
     if unknown := set(asked.row or []) - rows:
-        raise SystemExit(f"--row {' '.join(sorted(unknown))}: there are {', '.join(sorted(rows))}.")
+        raise SystemExit(
+            f"--row {' '.join(sorted(unknown))}: there are {', '.join(sorted(rows))}, and more with --full."
+        )
     names = {contender.name for group in every for contender in group.contenders}
     for word in asked.contender or []:
         if not any(word in name for name in names):
-            raise SystemExit(f"--contender {word}: it is in no name of {', '.join(sorted(names))}.")
+            raise SystemExit(
+                f"--contender {word}: it is in no name of {', '.join(sorted(names))}; there are more with --full."
+            )
 
 
 def on_gpu(asked: argparse.Namespace, told: dict[str, Any]) -> bool:
@@ -84,8 +87,8 @@ def on_gpu(asked: argparse.Namespace, told: dict[str, Any]) -> bool:
 
 
 def chosen(asked: argparse.Namespace, told: dict[str, Any]) -> tuple[Options, list[str], list[Group]]:
-    """What to measure of a machine, and notes on what is left out and what disturbs. Raises SystemExit where it can
-    not be."""
+    """What to measure of a machine, and notes on what is left out and what disturbs. Raises SystemExit where it
+    cannot be."""
     refuse(asked, told)
     precisions, notes = native(asked, told)
     if told["load_before"] > told["cores"] / 4:
@@ -164,7 +167,7 @@ def run(asked: argparse.Namespace) -> int:
     found = machine()
     options, notes, every = chosen(asked, found["machine"])
     if options.device == "cpu":
-        found["machine"] = {name: value for name, value in found["machine"].items() if name not in GPU}
+        found["machine"] = results.without_gpu(found["machine"])
     for note in notes:
         console.print(note, style="yellow", highlight=False)
     path = asked.out or (None if options.quick else results.place(found, options.device))

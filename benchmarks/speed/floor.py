@@ -1,9 +1,9 @@
-"""What can not be spared: the convolutions and matrix products of a step, done alone.
+"""What cannot be spared: the convolutions and matrix products of a step, done alone.
 
 Each is recorded as it reaches the device, in the precision and the memory layout that it has there, and is
 repeated in its place and order on tensors of the same shapes and strides: forward, and in training the
 gradients of inputs and weights. Where all weights lie in channels_last so does every map, also one that a GPU
-would copy first: what a step copies is not among what can not be spared.
+would copy first: what a step copies is not among what cannot be spared.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -170,7 +170,7 @@ class Race:
         idle."""
         self.rounds(steps, 1)
         for timing in self.result.timings.values():
-            timing.seconds.clear()
+            timing.seconds, timing.peak_memory_mb = [], 0.0
 
     def rounds(self, steps: dict[str, int], count: int) -> None:
         """So many of everybody who has steps to do."""

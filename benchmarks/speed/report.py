@@ -89,7 +89,9 @@ def heading(content: Content) -> str:
     machine, versions = content["machine"], content["versions"]
     where = machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores ({machine['instructions']})"
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "ddpm")
-    return f"{where}; {content['date'][:10]}, commit {(content['commit'] or 'unknown')[:12]}; {told}."
+    commit, _, changed = (content["commit"] or "unknown").partition("-")
+    state = f"commit {commit[:12]}{' with changes' if changed else ''}"
+    return f"{where}; {content['date'][:10]}, {state}; {told}."
 
 
 def peaks(content: Content) -> str:

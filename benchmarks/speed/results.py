@@ -25,7 +25,7 @@ Record = dict[str, Any]
 def record(result: Result) -> Record:
     """A task of a group as it is kept: the seconds of a step in each round of each contender.
 
-    `asked` are all who were to take part; who can not do the task, or failed, is not among the contenders.
+    `asked` are all who were to take part; who cannot do the task, or failed, is not among the contenders.
     """
     group, task = result.group, result.task
     return key(group, task) | {
@@ -113,13 +113,24 @@ def going_on(fresh: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     return before | {"notes": list(dict.fromkeys([*before["notes"], *fresh["notes"]]))}
 
 
+def without_gpu(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be known of a machine whose CPU is measured."""
+    kept = {name: value for name, value in machine.items() if name not in ("gpu", "cuda", "cudnn")}
+    return kept | {"native_bf16": {"cpu": machine["native_bf16"]["cpu"]}}
+
+
 def commit() -> str | None:
-    """The checkout's, marked where it was changed since; None outside of one, or without git."""
-    asked = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """The checkout's, marked where a tracked file but results was changed since; None outside of one or without git."""
     if shutil.which("git") is None:
         return None
-    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip() or None
+    head, changed = git("rev-parse", "HEAD"), git("diff", "--name-only", "HEAD", "--", ".", ":!benchmarks/results")
+    return f"{head}{'-dirty' if changed else ''}" or None
+
+
+def git(*asked: str) -> str:
+    """What git says in the checkout; nothing outside of one."""
+    told = subprocess.run(["git", *asked], cwd=ROOT, capture_output=True, text=True, check=False)
+    return told.stdout.strip()
 
 
 def place(found: Mapping[str, Any], device: str) -> Path:

@@ -17,7 +17,7 @@ _QUICK = ["callbacks=[ema_warmup]", "metric=[]", "optimized_metric=null", "model
 
 @dataclass(frozen=True)
 class Command:
-    """Arguments of Python, and of a Python that only imports what can not be spared."""
+    """Arguments of Python, and of a Python that only imports what cannot be spared."""
 
     name: str
     arguments: list[str]

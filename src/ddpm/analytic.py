@@ -33,7 +33,7 @@ def eps_power(diffusion: GaussianDiffusion, x_0: Images, noise: Callable[[int], 
     Raises Refused where alpha_bar_T = 0: x_T tells nothing of how far x_0 is from its estimate.
     """
     if not diffusion.schedule.log_alpha_bar.isfinite().all():
-        raise Refused("sigma=analytic can not be estimated where alpha_bar_T = 0; take sigma=beta_tilde or beta.")
+        raise Refused("sigma=analytic cannot be estimated where alpha_bar_T = 0; take sigma=beta_tilde or beta.")
     powers = [torch.ones((), dtype=torch.float64, device=x_0.device)]
     for t in range(1, diffusion.num_steps + 1):
         at = times(t, x_0)
@@ -53,7 +53,7 @@ def estimated(
 ) -> Tensor:
     """Gamma of a model on images of its training split, computed on a device or read from the cache.
 
-    Raises Refused if the cache can not be written, or alpha_bar_T = 0.
+    Raises Refused if the cache cannot be written, or alpha_bar_T = 0.
     """
     schedule, noise = diffusion.schedule.log_alpha_bar.tolist(), int(Stream.SIGMA)
     weights = fingerprint(diffusion.network.state_dict(), num_images, schedule, noise)

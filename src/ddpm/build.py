@@ -152,7 +152,7 @@ def build_sampler(cfg: Config, diffusion: GaussianDiffusion) -> Sampler:
     strided = len(visited) <= diffusion.num_steps
     if strided and not diffusion.sigma.strided and not sampler.has_own_sigma:
         raise Refused(
-            "sigma=learned is the log-variance of one step and can not be strided; take "
+            "sigma=learned is the log-variance of one step and cannot be strided; take "
             "sampler.num_steps=null, sampler=ddim, or sample with sigma=beta_tilde."
         )
     refuse_start(diffusion.schedule, visited[0])
@@ -210,7 +210,7 @@ def build_loggers(cfg: Config, folder: Path) -> list[Logger]:
 
 
 def refuse_prediction(prediction: Prediction, schedule: NoiseSchedule) -> None:
-    """x_0 can not be had from eps where nothing of it is left in x_T."""
+    """x_0 cannot be had from eps where nothing of it is left in x_T."""
     last = torch.tensor([schedule.num_steps], device="cpu")
     if prediction.needs_signal and schedule.alpha_bar(last).item() == 0:
         raise Refused(

@@ -101,7 +101,7 @@ def loaded(content: dict[str, Any], file: Path, weights: str) -> Loaded:
         refuse_misfit(outlined(config, facts), state)
         diffusion = build_diffusion(config, facts)
     except Refused as reason:
-        raise Refused(f"{file} can not be opened: {reason}") from reason
+        raise Refused(f"{file} cannot be opened: {reason}") from reason
     diffusion.load_state_dict(state)
     held = weights if WEIGHTS["raw"] in content else "raw"
     return Loaded(diffusion.eval(), config, facts, content["global_step"], file, held)
@@ -117,13 +117,13 @@ def find(path: str | Path) -> Path:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours. Raises Unreadable where it can not be told what that is."""
+    """The content of a checkpoint of ours. Raises Unreadable where it cannot be told what that is."""
     try:
         content = joined(file) if file.is_dir() else strangers.content(file)
     except (ValueError, OSError, LookupError, TypeError, RuntimeError, MemoryError) as reason:
         if lack := strangers.unread(reason):
             raise Unreadable(
-                f"{file} can not be read ({lack.strerror}), and may be whole; give the same command again once it can."
+                f"{file} cannot be read ({lack.strerror}), and may be whole; give the same command again once it can."
             ) from reason
         raise Refused(
             f"{file} is damaged or no checkpoint ({reason}); take another one, such as previous.ckpt beside it."

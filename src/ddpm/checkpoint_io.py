@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from ddpm import strangers
+from ddpm.errors import Failed
 from ddpm.whole import whole
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a user's share of it, a file
@@ -35,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            self.lacks_room = f"{target} can not be written ({error.strerror})"
+            self.lacks_room = f"{target} cannot be written ({error.strerror})"
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """On the CPU, of which nothing is run. Raises ValueError for a file that holds anything else."""
@@ -49,6 +52,17 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, file)
         except RuntimeError as error:  # torch's own, when its last bytes could not be written either
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+@contextmanager
+def room_in(folder: Path, remedy: str) -> Iterator[None]:
+    """Within it, what finds no room on the disk raises Failed: make some, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise Failed(f"there is no room left in {folder} ({error.strerror}): make some, {remedy}.") from error
 
 
 def remove(path: Path) -> None:

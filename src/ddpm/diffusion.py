@@ -130,8 +130,8 @@ def clipped(x_0: Images, clip: bool | float) -> Images:
 class Conditioned(nn.Module):
     """A network bound to a label for each image of the batch.
 
-    With guidance w the prediction is out(null) + w (out(label) - out(null)): Ho & Salimans (2022), Eq. 6,
-    where w = 1 is the conditional model. A learned v is never extrapolated.
+    With guidance w the prediction is out(null) + w (out(label) - out(null)), so that w = 1 is the conditional model:
+    Ho & Salimans (2022), Eq. 6, whose w is one less. A learned v is never extrapolated.
     """
 
     def __init__(self, network: nn.Module, label: Tensor, guidance: float) -> None:

@@ -63,7 +63,7 @@ def refuse_unwritable(out: Path) -> None:
 
 def unwritable(reason: str) -> Refused:
     """What a user reads when the disk refuses."""
-    return Refused(f"the images can not be written ({reason}); set out=FOLDER to another place.")
+    return Refused(f"the images cannot be written ({reason}); set out=FOLDER to another place.")
 
 
 def refuse_useless(config: Config, mode: Mode) -> None:

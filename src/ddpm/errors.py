@@ -2,11 +2,11 @@
 
 
 class Refused(ValueError):
-    """A demand that can not be met: its message is one sentence that names the thing and the remedy."""
+    """A demand that cannot be met: its message is one sentence that names the thing and the remedy."""
 
 
 class Failed(Refused):
-    """A run that had begun can not go on; the reason may be known to one rank alone."""
+    """A run that had begun cannot go on; the reason may be known to one rank alone."""
 
 
 class Diverged(Failed):

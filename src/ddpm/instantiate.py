@@ -52,7 +52,7 @@ def target_of(node: Any, where: str) -> Callable[..., Any]:
     try:
         found = get_object(node["_target_"])
     except Exception as error:
-        raise Refused(f"{where}._target_={node['_target_']} can not be found; check its spelling.") from error
+        raise Refused(f"{where}._target_={node['_target_']} cannot be found; check its spelling.") from error
     if not callable(found):
         raise Refused(f"{where}._target_={node['_target_']} makes no object; name a class or a function.")
     target: Callable[..., Any] = found

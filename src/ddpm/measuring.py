@@ -3,7 +3,6 @@
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from lightning.pytorch import Callback
 from ddpm import nearest, rate_distortion, sweep, texts
 from ddpm.build import Config, build_metrics
 from ddpm.callbacks.progress import Progress
-from ddpm.checkpoint_io import FULL
-from ddpm.errors import Failed, Refused
+from ddpm.checkpoint_io import room_in
+from ddpm.errors import Refused
 from ddpm.evaluation import Evaluation, ScoringModule
 from ddpm.given import Given, Replay, given
 from ddpm.instantiate import check_values
@@ -31,6 +30,7 @@ from ddpm.whole import whole
 _CODE = 1  # to be raised when a change to a bound, the noise or the choice of images would give other terms or samples
 PACKAGES = ("ddpm", "torch", "torchvision", "lightning", "torchmetrics", "torch-fidelity", "numpy")
 
+MORE_ROOM = "and the same command goes on, or set results=FILE to another disk"
 TYPES = {"optimized_metric": str | None, "results": str | None, "images": str | None}
 
 
@@ -54,12 +54,12 @@ def measure(config: Config, overrides: Sequence[str]) -> float | None:
     scores = module.scores
     if is_first:
         new = row(config, model, evaluation, scores, images)
-        with room_in(results.parent):
+        with room_in(results.parent, MORE_ROOM):
             keep(results, {"overrides": list(overrides)} | new)
-            keeping.forget()
             sweep.note(results, scores)
             for name, path in written(evaluation, new["protocol"], results.parent / "nearest"):
                 console.print(f"{name}: {path}", soft_wrap=True, markup=False)
+            keeping.forget()
         console.print(score_table(scores))
         console.print(f"results: {results}", soft_wrap=True, markup=False)
     return scores[asked]
@@ -80,23 +80,9 @@ def score(config: Config, model: Opened, module: ScoringModule, own: Sequence[Ca
         metric.keep_at(terms / f"{metric.name}-{identity_of(metric, model, trainer.precision)}")
     loaders = module.loaders(trainer.global_rank, trainer.world_size)
     meet()
-    with room_in(terms.parent):
+    with room_in(terms.parent, MORE_ROOM):
         trainer.predict(module, loaders, return_predictions=False)
     return trainer.is_global_zero
-
-
-@contextmanager
-def room_in(folder: Path) -> Iterator[None]:
-    """Within it, what finds no room on the disk of the results raises Failed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise Failed(
-            f"there is no room left in {folder} ({error.strerror}): make some, and the same command goes on, or set "
-            "results=FILE to another disk."
-        ) from error
 
 
 def written(evaluation: Evaluation, protocol: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, Path]]:
@@ -140,13 +126,13 @@ def row(
 
 
 def results_of(config: Config, model: Opened) -> Path:
-    """The file for the rows. Raises Refused, before anything is measured, if it can not be written."""
+    """The file for the rows. Raises Refused, before anything is measured, if it cannot be written."""
     path = Path(config["results"] or model.loaded.path.with_name("results.jsonl"))
     try:
         with lock(path), path.open("a"):
             rows_of(path)
     except OSError as error:
-        raise Refused(f"{path} can not be written ({error.strerror}); set results=FILE.") from error
+        raise Refused(f"{path} cannot be written ({error.strerror}); set results=FILE.") from error
     return path
 
 

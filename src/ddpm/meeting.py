@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 from ddpm.errors import Refused
-from ddpm.parent import STARTED_BY
 
 CHOSEN = "DDPM_RUN_FOLDER"  # how the ranks that Lightning launches learn of a run's folder
 _LONGEST = 1800.0  # seconds until all have met, of which some may list a large folder
@@ -42,7 +41,7 @@ def is_follower() -> bool:
     """Is this process a rank other than 0?"""
     if (here := _launched()) is not None:
         return int(here.global_rank()) > 0
-    return STARTED_BY in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0  # Lightning has started it
+    return CHOSEN in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
 def name() -> str:
@@ -168,4 +167,4 @@ def _store(environment: Hashable) -> Any:
     try:
         return TCPStore(*address, is_master=serves, multi_tenant=True, wait_for_workers=False)
     except RuntimeError as error:
-        raise Refused(f"the ranks can not meet at {address[0]}:{address[1]} ({str(error).splitlines()[0]}).") from error
+        raise Refused(f"the ranks cannot meet at {address[0]}:{address[1]} ({str(error).splitlines()[0]}).") from error

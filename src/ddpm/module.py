@@ -1,7 +1,7 @@
 """Training: the loss of a batch, validation, the optimiser.
 
 All randomness of training is drawn here and is a function: t, eps and label drops of (seed, step, position
-in the global batch), dropout of (seed, step, rank). Nothing has to be restored when a run resumes, and any
+in the global batch), dropout of (seed, micro-batch, rank). Nothing has to be restored when a run resumes, and any
 number of ranks sees the same batch.
 """
 

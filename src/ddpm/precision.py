@@ -12,14 +12,18 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # images, schedule and losse
 
 class BFloat16Mixed(MixedPrecision):
     """bf16-mixed, which has no loss scaler: a fused optimiser hides nothing from clipping, though Lightning
-    refuses the two together as it does for float16. The T calls of a drawing share one cast of the weights."""
+    refuses the two together as it does for float16.
 
-    def __init__(self, device: str) -> None:
+    keeps_casts  the T calls of a drawing share one cast of each weight, which a rank that holds a part of them has
+                 no room for. Lightning's own never do, for networks called with and without gradients in one step.
+    """
+
+    def __init__(self, device: str, *, keeps_casts: bool) -> None:
         super().__init__("bf16-mixed", device)
+        self.keeps_casts = keeps_casts
 
     def autocast_context_manager(self) -> torch.autocast:
-        """Lightning's own keeps no cast, for networks that are called with and without gradients in one step."""
-        return torch.autocast(self.device, dtype=torch.bfloat16)
+        return torch.autocast(self.device, dtype=torch.bfloat16, cache_enabled=self.keeps_casts)
 
     def clip_gradients(self, *arguments: Any, **options: Any) -> None:
         """By norm or value, as without mixed precision."""

@@ -62,6 +62,6 @@ def score_table(scores: Mapping[str, float]) -> Table:
 
 
 def _list(rows: Mapping[str, str]) -> None:
-    """One line each, however long: a path that is broken over lines can not be copied."""
+    """One line each, however long: a path that is broken over lines cannot be copied."""
     for name, value in rows.items():
         console.print(f"[bold]{name:16}[/bold]{escape(value)}", soft_wrap=True, highlight=False)

@@ -128,7 +128,7 @@ def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
     """The folder for a run: that of a job which was started again, the newest of its name if it resumes (`auto`),
     the one named by `resume`, or a new one.
 
-    Raises Refused if `resume` names no run, if it can not be written, or if another process is at work in it.
+    Raises Refused if `resume` names no run, if it cannot be written, or if another process is at work in it.
     """
     if is_follower():
         return Run(Path(agreed(lambda: os.environ[CHOSEN])), None)
@@ -136,7 +136,7 @@ def open_run(root: Path, overrides: Sequence[str], resume: str | None) -> Run:
         run = locked(_folder(root, label(overrides), resume))
     except OSError as error:
         raise Refused(
-            f"the run's folder under {root} can not be written ({error.strerror}); set runs=FOLDER."
+            f"the run's folder under {root} cannot be written ({error.strerror}); set runs=FOLDER."
         ) from error
     os.environ[CHOSEN] = agreed(lambda: str(run.folder))
     return run

@@ -38,7 +38,7 @@ class Diffusers(Sampler):
         clip: bool | float,
         options: Mapping[str, Any],
     ) -> None:
-        """Raises Refused for a scheduler or an option that diffusers does not have, or that can not be adapted."""
+        """Raises Refused for a scheduler or an option that diffusers does not have, or that cannot be adapted."""
         super().__init__(num_steps=num_steps, spacing=spacing, clip=clip)
         if self.spacing is Spacing.QUADRATIC:
             raise Refused("diffusers has no quadratic spacing; take spacing=leading, linspace or trailing.")
@@ -46,7 +46,7 @@ class Diffusers(Sampler):
         known = set(inspect.signature(self.kind).parameters)
         if unknown := sorted(set(self.options) - known | set(self.options) & _NEEDED):
             free = ", ".join(sorted(known - _NEEDED))
-            raise Refused(f"sampler.options.{unknown[0]} can not be set; {scheduler} takes {free}.")
+            raise Refused(f"sampler.options.{unknown[0]} cannot be set; {scheduler} takes {free}.")
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Diffusers(Sampler):
         first = next(k for k, t in enumerate(visited) if start is None or t <= start)
         if first > 0 and len(set(visited)) < len(visited):
             raise Refused(
-                f"{self.kind.__name__} calls the network several times a step and can not begin in the middle; "
+                f"{self.kind.__name__} calls the network several times a step and cannot begin in the middle; "
                 "take DPMSolverMultistepScheduler, or sampler=heun."
             )
         if hasattr(scheduler, "set_begin_index"):
@@ -131,7 +131,7 @@ def _betas(diffusion: GaussianDiffusion) -> list[float]:
     """beta_1, ..., beta_T, from the table."""
     table = diffusion.schedule.log_alpha_bar.cpu()
     if not table.isfinite().all():
-        raise Refused("diffusers' schedulers can not start from alpha_bar_T = 0; take sampler=ancestral or ddim.")
+        raise Refused("diffusers' schedulers cannot start from alpha_bar_T = 0; take sampler=ancestral or ddim.")
     betas: list[float] = (-torch.expm1(table.diff())).tolist()
     return betas
 

@@ -66,7 +66,7 @@ class Interpolated(Sigma):
 
 class Learned(Sigma):
     """log sigma^2 = v itself ("learned diagonal" of Ho et al. 2020, Table 2): that of one step of the
-    trained process, so it can not be strided."""
+    trained process, so it cannot be strided."""
 
     learned = True
     strided = False

@@ -206,7 +206,7 @@ def as_row(file: Path) -> dict[str, str]:
 
 
 def told(file: Path) -> dict[str, Any]:
-    """What a run tells of itself, also where it can not be read."""
+    """What a run tells of itself, also where it cannot be read."""
     try:
         return runs.status(file.parent) | {"state": runs.state(file.parent)}
     except Refused as fault:

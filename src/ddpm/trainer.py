@@ -39,7 +39,8 @@ def build_trainer(
     node = dict(cfg["trainer"])
     node["precision"] = precision(node["precision"], node["accelerator"])
     if node["precision"] == "bf16-mixed":
-        plugins = [*plugins, BFloat16Mixed(device_of(node["accelerator"]))]
+        keeps_casts = not spreads(node.get("strategy"))
+        plugins = [*plugins, BFloat16Mixed(device_of(node["accelerator"]), keeps_casts=keeps_casts)]
         node["precision"] = None  # the plugin says it
     if isinstance(node.get("val_check_interval"), int):
         node["val_check_interval"] *= node["accumulate_grad_batches"]
@@ -87,7 +88,7 @@ def spreads(strategy: Any) -> bool:
 def refuse_sharding(precision: str | None, callbacks: Iterable[Callback]) -> None:
     """Weights that are spread over ranks."""
     if any(isinstance(callback, EMA) for callback in callbacks):
-        raise Refused("callbacks.ema can not average weights that trainer=fsdp spreads over ranks; add ~callbacks.ema.")
+        raise Refused("callbacks.ema cannot average weights that trainer=fsdp spreads over ranks; add ~callbacks.ema.")
     if precision == "16-mixed":
         raise Refused("trainer=fsdp has no loss scaling for trainer.precision=16-mixed; take bf16-mixed or 32-true.")
     if not torch.cuda.is_available():
@@ -122,5 +123,5 @@ def refuse_replays(cfg: Config, trainer: Trainer) -> None:
 
 
 def refuse_batch(batch_size: int, trainer: Trainer) -> None:
-    """Before anything is restored: raises Refused where the global batch can not be shared out evenly."""
+    """Before anything is restored: raises Refused where the global batch cannot be shared out evenly."""
     micro_batch(batch_size, trainer.world_size, trainer.accumulate_grad_batches)

@@ -1,7 +1,6 @@
 """A training run from its resolved config to its scores."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import StrictBool
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddpm import strangers
 from ddpm.build import (
     Config,
     build_callbacks,
@@ -28,8 +28,8 @@ from ddpm.callbacks.evaluation import Evaluate
 from ddpm.callbacks.run_log import RunLog
 from ddpm.callbacks.stop import StopWhenAsked
 from ddpm.checkpoint import MODEL_GROUPS, Unreadable, resumable
-from ddpm.checkpoint_io import FULL, AtomicCheckpointIO, remove
-from ddpm.errors import Failed, Refused
+from ddpm.checkpoint_io import AtomicCheckpointIO, remove, room_in
+from ddpm.errors import Refused
 from ddpm.instantiate import check_value, check_values, shortened, target_of
 from ddpm.loggers import is_id, keep_id, kept_id
 from ddpm.meeting import meet
@@ -70,7 +70,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     torch.manual_seed(scalar(config["seed"], Stream.INIT))
     module = build_module(config, data.facts)
     data.prepare_data()
-    data.setup("fit")  # what can not be read shows before anything else starts
+    data.setup("fit")  # what cannot be read shows before anything else starts
     callbacks = build_callbacks(config, run.folder, data, module)
     metric = config["optimized_metric"]
     if metric is not None and not any(isinstance(callback, Evaluate) for callback in callbacks):
@@ -91,7 +91,7 @@ def train(config: Config, run: Run) -> dict[str, float]:
     for logger in loggers:
         logger.log_hyperparams(module.card["config"])
     announce(config, trainer, module, run.folder)
-    with room_in(run.folder):
+    with room_in(run.folder, "then go on from the last checkpoint with resume=auto"):
         fit(trainer, module, data, beginning)
         scores = next((callback.scores for callback in callbacks if isinstance(callback, Evaluate)), {})
         if trainer.is_global_zero:
@@ -201,25 +201,11 @@ def fit(trainer: Trainer, module: LightningModule, data: LightningDataModule, be
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if checkpoint is None or beginning.begun or isinstance(error, UNTOUCHED):
+        if checkpoint is None or beginning.begun or isinstance(error, UNTOUCHED) or strangers.unread(error):
             raise
         reason = shortened(f"{type(error).__name__}: {error}")
         raise Refused(f"{checkpoint} does not fit this run ({reason}); set name=NAME for a new one.") from error
     beginning.begin()  # where no step was left to do
-
-
-@contextmanager
-def room_in(folder: Path) -> Iterator[None]:
-    """Within it, what finds no room on the disk raises Failed."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise Failed(
-            f"there is no room left in {folder} ({error.strerror}): make some, then go on from the last checkpoint "
-            "with resume=auto."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -231,13 +217,11 @@ class Start:
 
 
 def refuse_other(content: dict[str, Any], config: Config, callbacks: Sequence[Callback]) -> None:
-    """Raises Refused where a checkpoint is of a run that this command can not go on with."""
+    """Raises Refused where a checkpoint is of a run that this command cannot go on with."""
     refuse_change(content["ddpm"]["config"], config)
     tell_other_rate(content["ddpm"]["config"], config, content["global_step"])
     if "averaging_state" in content and not any(isinstance(callback, EMA) for callback in callbacks):
-        raise Refused(
-            "this run has averaged weights and can not go on without callbacks.ema; add it, or set name=NAME."
-        )
+        raise Refused("this run has averaged weights and cannot go on without callbacks.ema; add it, or set name=NAME.")
 
 
 def newest(run: Run) -> Start | None:

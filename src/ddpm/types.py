@@ -2,7 +2,7 @@
 
 Images   x_0, x_t, eps, ... in [-1, 1] where they are data; any shape behind the batch.
 Times    t in {1, ..., T}, 0 for clean data, with as many dimensions as the images: (b, 1, ..., 1).
-Factors  a number an image, float64, with the dimensions of Times: they broadcast against images alone.
+Factors  one number per image, float64, with the dimensions of Times: they broadcast against images alone.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """The exponential moving average of the weights (Ho et al. 2020, Appendix B), never mixed up with them.
 
-    average <- d average + (1 - d) raw       after every optimizer step; the first one copies
+    average <- d average + (1 - d) raw       after every optimiser step; the first one copies
 
 Three places where a plain exchange of the two would confuse them are closed: a save inside validation,
 a save on an exception raised there, and a save after the end of training. Whenever a file is written its
@@ -108,7 +108,7 @@ class EMA(WeightAveraging):
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes in the last optimizer step, if a callback that stands before this one asks first."""
+        """Takes in the last optimiser step, if a callback that stands before this one asks first."""
         self.on_train_batch_end(trainer, pl_module, None, None, 0)
 
     @torch.no_grad()
@@ -171,14 +171,12 @@ def _state(module: nn.Module, values: list[Tensor]) -> dict[str, Any]:
 
 
 def _refuse(trainer: Trainer) -> None:
-    """Raises Refused where the average can not follow the weights or a file could not hold both."""
+    """Raises Refused where the average cannot follow the weights or a file could not hold both."""
     if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
         raise Refused(
-            f"callbacks.ema can not average weights that {type(trainer.strategy).__name__} spreads over "
+            f"callbacks.ema cannot average weights that {type(trainer.strategy).__name__} spreads over "
             "ranks; train with trainer=ddp, or without it (~callbacks.ema)."
         )
     saving = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     if any(callback.save_weights_only for callback in saving):
-        raise Refused(
-            "a checkpoint with save_weights_only=true can not hold raw and averaged weights; set it to false."
-        )
+        raise Refused("a checkpoint with save_weights_only=true cannot hold raw and averaged weights; set it to false.")

@@ -26,7 +26,7 @@ class Evaluate(EveryNSteps):
     evaluation_sampler      what draws them; its name is part of the scores'
     monitor                 the score whose best value so far is kept as `best.ckpt`; None keeps none. One that is
                             resumed with another of these, another protocol of the metric or other settings of the
-                            sampler begins anew, since the two can not be compared
+                            sampler begins anew, since the two cannot be compared
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A run whose numbers are lost stops at once, before an optimizer step, the average or a file takes them."""
+"""A run whose numbers are lost stops at once, before an optimiser step, the average or a file takes them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class StopOnNonFinite(Callback):
     Ranks stop together. What a rank saw is summed over all of them, after the gradients are, so that each
     reads the same numbers in the same step and none is left waiting for another.
 
-    The numbers are read before the optimizer steps: weights and averages stay good. On a GPU that would make the
+    The numbers are read before the optimiser steps: weights and averages stay good. On a GPU that would make the
     host wait for the device in every step. So a fused optimizer is told on the device to leave a bad step out, while
     the numbers are copied behind the host's back and read one step later, when they have long arrived, but always
     before a file is written or a validation begins. Others are waited for.

@@ -176,7 +176,7 @@ def as_spoke(trainer: Trainer) -> dict[socket.socket, int]:
         hub = socket.create_connection((address, port), timeout=_PATIENCE)
         hub.sendall(word + trainer.global_rank.to_bytes(4))
     except OSError as error:
-        raise Failed(f"rank {trainer.global_rank} can not connect to rank 0 at {address}:{port} ({error}).") from error
+        raise Failed(f"rank {trainer.global_rank} cannot connect to rank 0 at {address}:{port} ({error}).") from error
     return {kept_alive(hub): 0}
 
 

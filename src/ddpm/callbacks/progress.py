@@ -1,4 +1,4 @@
-"""Training counted in optimizer steps: one live line in a terminal, a few plain lines in a file or a pipe."""
+"""Training counted in optimiser steps: one live line in a terminal, a few plain lines in a file or a pipe."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sized

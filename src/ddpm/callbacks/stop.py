@@ -21,7 +21,7 @@ class StopWhenAsked(Callback):
     """Stands before the callbacks of a config, of which some log when a batch starts; raises Stopped.
 
     In place of what Lightning does: its handlers would end the rank that the signal came to, speak to the others in the
-    midst of anything, or save at whatever line they were called, from where a run can not go on exactly; and in every
+    midst of anything, or save at whatever line they were called, from where a run cannot go on exactly; and in every
     step of several ranks it has the host wait for the device, to hear of signals from the others. Here ranks hear of
     them one step later, when the word has long arrived.
     """

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # FLOP/s of an H200 SXM, which Lightning does not list rightly: half of what NVIDIA's H200 datasheet gives with
 # sparsity, the same chip as the H100 SXM (NVIDIA H100 Tensor Core GPU Architecture, Table 2).
-# In float32 it is that of TF32, which cudnn's convolutions compute in unless they are told otherwise.
 _H200 = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 495e12}
 
 
@@ -116,7 +115,10 @@ def flops(network: nn.Module, image: Tensor) -> int:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """The dense FLOP/s that the maker of a GPU gives for a precision; None where that is not known."""
+    """The dense FLOP/s that the maker of a GPU gives for a precision; None where that is not known, and in float32
+    unless products are computed in TF32, as cudnn's convolutions are."""
+    if dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest":
+        return None
     listed = h200(torch.cuda.get_device_name(device), dtype)
     return get_available_flops(device, dtype) if listed is None else listed
 

@@ -86,11 +86,11 @@ class DecodedSet(ABC):
     def _report(self, index: int, fault: UnreadableError) -> None:
         if self.unreadable_is_fatal:
             raise Failed(
-                f"{self.name(index)} can not be read ({fault}): mend or remove it, "
+                f"{self.name(index)} cannot be read ({fault}): mend or remove it, "
                 "or pass data.unreadable_is_fatal=false to do without it"
             ) from fault
         self._unreadable[index] = True
-        warnings.warn(f"{self.name(index)} can not be read ({fault}): the next image stands in", stacklevel=2)
+        warnings.warn(f"{self.name(index)} cannot be read ({fault}): the next image stands in", stacklevel=2)
 
 
 class DecodedData(ImageData):

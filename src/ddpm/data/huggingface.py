@@ -168,7 +168,7 @@ class HuggingFace(DecodedData):
         try:
             return self._open(self.splits[split])
         except (OSError, ValueError, KeyError, RuntimeError, self.datasets.exceptions.DatasetsError) as error:
-            raise Refused(f"{self.path} ({self.splits[split]}) can not be opened: {error}") from error
+            raise Refused(f"{self.path} ({self.splits[split]}) cannot be opened: {error}") from error
 
     def _open(self, split: str) -> Any:
         folder = Path(self.path)

@@ -86,7 +86,7 @@ class ImageData(LightningDataModule, ABC):
 
     Args:
         root: the folder of the data's files; None where a set needs none or has a default.
-        batch_size: images an optimizer step, over all ranks and accumulated batches.
+        batch_size: images an optimiser step, over all ranks and accumulated batches.
         num_workers: processes a rank that read images; 0 reads in the training process.
         flip: mirror each training image left to right with probability 1/2.
         seed: of the order and the flips.
@@ -123,7 +123,7 @@ class ImageData(LightningDataModule, ABC):
         """The images of "train" or "test", opened once.
 
         Raises:
-            Refused: for any other split, and if the data can not be read.
+            Refused: for any other split, and if the data cannot be read.
         """
         if split not in ("train", "test"):
             raise Refused(f"{self.facts.name} has no split {split!r}: choose train or test")
@@ -169,7 +169,7 @@ class ImageData(LightningDataModule, ABC):
             )
 
     def setup(self, stage: str) -> None:
-        """Open what the stage needs, so that data which can not be read end a run before it starts."""
+        """Open what the stage needs, so that data which cannot be read end a run before it starts."""
         if stage == "fit":
             self.load("train")
             self._began_with = self.identity  # before any file changes

@@ -29,10 +29,10 @@ def listing(root: Path) -> list[str]:
     """The image files below root, relative to it, sorted; known by their suffix, hidden ones left out.
 
     A kept listing counts as long as every folder in it is the same and none had an entry added, removed or renamed;
-    one that is corrupt or can not be written is as good as none.
+    one that is corrupt or cannot be written is as good as none.
 
     Raises:
-        Refused: if root is no folder, holds no images or can not be read.
+        Refused: if root is no folder, holds no images or cannot be read.
     """
     if not root.is_dir():
         raise Refused(f"there is no folder {root}: pass data.root=FOLDER, a folder of images")
@@ -68,7 +68,7 @@ def _scan(root: Path, prefix: str) -> tuple[list[str], Folder]:
         with os.scandir(root / prefix) as entries:
             seen = [(entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
-        raise Refused(f"the folder {root / prefix} can not be read: {error.strerror}") from error
+        raise Refused(f"the folder {root / prefix} cannot be read: {error.strerror}") from error
     images = [name for name, is_folder in seen if not is_folder and name.lower().endswith(SUFFIXES)]
     return [name for name, is_folder in seen if is_folder], Folder(prefix, stamp, images)
 

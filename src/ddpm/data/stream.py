@@ -58,7 +58,7 @@ def micro_batch(global_batch: int, world_size: int, accumulation: int) -> int:
     parts = world_size * accumulation
     if global_batch % parts:
         raise Refused(
-            f"data.batch_size={global_batch}, the batch of all ranks together, can not be shared out over {world_size} "
+            f"data.batch_size={global_batch}, the batch of all ranks together, cannot be shared out over {world_size} "
             f"ranks x {accumulation} accumulated batches; choose a multiple of {parts}, or other trainer.devices or "
             "trainer.accumulate_grad_batches."
         )
@@ -68,15 +68,15 @@ def micro_batch(global_batch: int, world_size: int, accumulation: int) -> int:
 class TrainBatches(Sampler[Tensor]):
     """The numbers of one rank's micro-batches, without end, from the step at which iteration begins.
 
-    Optimizer step k sees numbers [kB, (k + 1)B), B the global batch. Of R ranks that accumulate A
+    Optimiser step k sees numbers [kB, (k + 1)B), B the global batch. Of R ranks that accumulate A
     micro-batches of m = B / (R A) images, micro-batch a of rank r holds the positions
     [(a R + r) m, (a R + r + 1) m): every R and A make the same global batches.
 
     Args:
-        global_batch: B, images an optimizer step.
+        global_batch: B, images an optimiser step.
         first_step: asked, whenever iteration begins, for the number of steps taken so far.
         rank, world_size: r in {0, ..., R - 1} and R.
-        accumulation: A, micro-batches an optimizer step.
+        accumulation: A, micro-batches an optimiser step.
 
     Raises:
         Refused: if R A does not divide B.

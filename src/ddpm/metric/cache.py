@@ -42,7 +42,7 @@ def cached(
     One process makes it while the others that want the same file wait, and then read it.
 
     Raises:
-        Refused: ending in the remedy, if the folder can not be written.
+        Refused: ending in the remedy, if the folder cannot be written.
     """
     with _locked(path, remedy):
         if path.exists():
@@ -70,8 +70,8 @@ def _locked(path: Path, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def writable(folder: Path, remedy: str = _OTHER_CACHE) -> Iterator[None]:
-    """Within it, files are written to the folder. Raises Refused, ending in the remedy, if they can not be."""
+    """Within it, files are written to the folder. Raises Refused, ending in the remedy, if they cannot be."""
     try:
         yield
     except OSError as error:
-        raise Refused(f"the folder {folder} can not be written ({error.strerror or error}): {remedy}") from error
+        raise Refused(f"the folder {folder} cannot be written ({error.strerror or error}): {remedy}") from error

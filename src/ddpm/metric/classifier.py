@@ -75,7 +75,7 @@ class Classifier(Features):
         resolution: larger images are shrunk to it.
         images_seen: in training, each as often as this number allows.
         enough: training ends sooner once so large a share of the latest few thousand was named rightly.
-        batch_size: images an optimizer step.
+        batch_size: images an optimiser step.
         learning_rate: the peak of a one-cycle schedule (Smith and Topin 2017) for AdamW.
         weight_decay: of AdamW.
         seed: of the initial weights and the order of the images.
@@ -112,7 +112,7 @@ class Classifier(Features):
         """Read the trained network, or train it: seconds to two minutes, by the size of the images.
 
         Raises:
-            Refused: if the data has no labels or one class, or the cache can not be written.
+            Refused: if the data has no labels or one class, or the cache cannot be written.
         """
         self.num_logits = data.facts.num_classes
         if self.num_logits < 2:

@@ -28,7 +28,7 @@ class DataMetric(ABC):
 
     @abstractmethod
     def prepare(self, data: ImageData) -> None:
-        """Make ready what can be made ready. Raises Refused if it can not be."""
+        """Make ready what can be made ready. Raises Refused if it cannot be."""
 
     @abstractmethod
     def keep_at(self, place: Path) -> None:

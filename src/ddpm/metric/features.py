@@ -49,7 +49,7 @@ class Features(nn.Module, ABC):
         """Open, download, make or train the weights, so that a problem shows before anything is trained.
 
         Raises:
-            Refused: if that can not be done for this data, or not here.
+            Refused: if that cannot be done for this data, or not here.
         """
 
     @abstractmethod

@@ -54,7 +54,7 @@ class InceptionScore(SummedMetric):
         super().refuse_few(num_images)
         if num_images < self.splits:
             raise Refused(
-                f"{self.name} can not share {num_images} images out among {self.splits} splits: "
+                f"{self.name} cannot share {num_images} images out among {self.splits} splits: "
                 f"ask for more images or take its splits={max(1, num_images)}"
             )
 

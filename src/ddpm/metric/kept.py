@@ -137,7 +137,7 @@ class Shard:
         """Append rows (b, d) under their numbers (b,), out of so many images that were seen.
 
         Raises:
-            Refused: if the folder can not be written.
+            Refused: if the folder cannot be written.
         """
         self.seen += seen
         self._numbers.append(number)

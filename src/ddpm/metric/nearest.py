@@ -141,7 +141,7 @@ class Nearest(SampleMetric):
                 f"out: pass a folder of some as metric.{self.name}.held_out=FOLDER, or leave {self.name} out"
             )
         if len(self.training) < self.neighbours:
-            raise Refused(f"{self.name} can not show {self.neighbours} of {len(self.training)} training images")
+            raise Refused(f"{self.name} cannot show {self.neighbours} of {len(self.training)} training images")
 
     def _distances(self, held_out: Real) -> Rows:
         """Of the held-out images to their nearest training images, from the cache if it has them."""

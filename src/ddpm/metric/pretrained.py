@@ -45,7 +45,7 @@ class Pretrained(Features):
         """Open the weights, safely.
 
         Raises:
-            Refused: if they can not be had, hold more than tensors, are damaged or another network's, or
+            Refused: if they cannot be had, hold more than tensors, are damaged or another network's, or
                 the images are neither grey nor RGB.
         """
         if data.facts.shape[0] not in (1, 3):

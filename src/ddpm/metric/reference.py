@@ -63,7 +63,7 @@ def reference_statistics(features: Features, images: Real, cache: str) -> Statis
     Its files are .npz with mu and sigma, as others write them, and the count.
 
     Raises:
-        Refused: if the cache can not be written.
+        Refused: if the cache cannot be written.
     """
     return cached(
         _path(features, images, cache, "reference", ".npz"),
@@ -92,7 +92,7 @@ def reference_features(features: Features, images: Real, at_most: int, cache: st
     """The features (n, d) of real images, at most so many and then evenly spaced: a float32 file, mapped.
 
     Raises:
-        Refused: if the cache can not be written.
+        Refused: if the cache cannot be written.
     """
     chosen = evenly(len(images), at_most)
     path = _path(features, images, cache, "features", ".npy", len(chosen))

@@ -54,7 +54,7 @@ class SampleMetric(ABC):
         """Make ready what can be made ready before there are samples, on the extractor's device.
 
         Raises:
-            Refused: if it can not be.
+            Refused: if it cannot be.
         """
         self.features.prepare(data)
 

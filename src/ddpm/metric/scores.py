@@ -34,7 +34,7 @@ class Scores:
         """Prepare each metric where its extractor is, and let go of the extractors that are there twice.
 
         Raises:
-            Refused: if one can not be prepared.
+            Refused: if one cannot be prepared.
         """
         first: dict[str, Features] = {}
         # Those that keep the reference's features come first: the statistics of others are made of them.

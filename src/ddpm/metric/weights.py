@@ -57,7 +57,7 @@ def downloaded(url: str, remedy: str) -> Path:
     """The file in torch hub's cache, downloaded by one process if it is missing.
 
     Raises:
-        Refused: ending in the remedy, if it can not be.
+        Refused: ending in the remedy, if it cannot be.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     if path.is_file():
@@ -68,7 +68,7 @@ def downloaded(url: str, remedy: str) -> Path:
             if not path.is_file():
                 torch.hub.download_url_to_file(url, str(path))
     except (OSError, http.client.HTTPException) as error:
-        raise Refused(f"{url} can not be downloaded to {path} ({error}): {remedy}") from error
+        raise Refused(f"{url} cannot be downloaded to {path} ({error}): {remedy}") from error
     return path
 
 

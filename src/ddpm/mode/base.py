@@ -75,7 +75,7 @@ class Mode(ABC):
 
     @abstractmethod
     def draw(self, studio: Studio) -> list[Path]:
-        """Draw everything; where it is, on rank 0. What can not be is refused before any network call."""
+        """Draw everything; where it is, on rank 0. What cannot be is refused before any network call."""
 
 
 class Figured(Mode):

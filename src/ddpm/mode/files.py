@@ -48,7 +48,7 @@ def decoded(name: str, decoder: Decoder) -> tuple[Tensor, tuple[int, int]]:
     try:
         return decoder(path), size_of(path)
     except (UnreadableError, OSError) as fault:
-        raise Refused(f"{name} can not be read as an image ({fault}).") from fault
+        raise Refused(f"{name} cannot be read as an image ({fault}).") from fault
 
 
 def size_of(path: Path) -> tuple[int, int]:

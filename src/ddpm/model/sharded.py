@@ -1,4 +1,4 @@
-"""A network whose weights are spread over the ranks (PyTorch's FSDP2), for one that a GPU can not hold in training."""
+"""A network whose weights are spread over the ranks (PyTorch's FSDP2), for one that a GPU cannot hold in training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -219,7 +219,7 @@ def _check_size(shape: tuple[int, int, int], levels: int) -> None:
     _demand(channels >= 1, f"Images need at least 1 channel, not {channels}.")
     _demand(
         min(height, width) >= step and height % step == 0 and width % step == 0,
-        f"Images of {height}x{width} pixels can not be halved {levels - 1} times: choose both among {step}, "
+        f"Images of {height}x{width} pixels cannot be halved {levels - 1} times: choose both among {step}, "
         f"{2 * step}, {3 * step}, ... (multiples of {step}), or give model.channel_mult fewer levels.",
     )
 

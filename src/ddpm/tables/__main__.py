@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """What the user asks for. Exits where it can not be."""
+    """What the user asks for. Exits where it cannot be."""
     parser = argparse.ArgumentParser(
         "python -m ddpm.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
