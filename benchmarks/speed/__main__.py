@@ -83,6 +83,7 @@ def refuse_unknown(asked: argparse.Namespace, every: Sequence[Group]) -> None:
 
 
 def on_gpu(asked: argparse.Namespace, told: dict[str, Any]) -> bool:
+    """Is it the GPU of a machine that is measured?"""
     return (asked.device or "cuda") == "cuda" and "gpu" in told
 
 
