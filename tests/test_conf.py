@@ -102,6 +102,11 @@ def base():
     return composed("model=tiny", "model.channel_mult=[1]", "lr_schedule=constant")  # the smallest: there are hundreds
 
 
+def test_numbers_may_be_whole():
+    module = build_module(composed("model=tiny", "input_perturbation=1", "label_dropout=0"), DIGITS)
+    assert (module.input_perturbation, module.label_dropout) == (1, 0)
+
+
 @pytest.mark.parametrize("share", [11, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("sigma", "prediction"), product(names("sigma"), names("prediction")))
 def test_every_combination_trains_and_samples_or_is_refused(base, sigma, prediction, share):

@@ -129,8 +129,8 @@ def build_module(cfg: Config, facts: Facts) -> DiffusionModule:
         lr_factor=make(cfg["lr_schedule"], "lr_schedule", max_steps=cfg["trainer"]["max_steps"]),
         seed=cfg["seed"],
         batch_size=cfg["data"]["batch_size"],
-        label_dropout=cfg["label_dropout"],
-        input_perturbation=cfg["input_perturbation"],
+        label_dropout=float(cfg["label_dropout"]),
+        input_perturbation=float(cfg["input_perturbation"]),
         card={"config": public(cfg), "facts": facts.as_dict()},
     )
 
