@@ -266,6 +266,12 @@ def test_compiled_contenders_are_there_when_they_are_asked_for(device):
     assert group.problem.unet2d is CIFAR10_32
 
 
+@pytest.mark.parametrize(("compiled", "precisions"), [(False, ["float32"]), (True, ["float32", "bf16"])])
+def test_the_digits_are_measured_in_every_precision_where_there_is_time(compiled, precisions):
+    every = groups(replace(OPTIONS, compiled=compiled))
+    assert [group.precision for group in every if "epoch" in group.tasks] == precisions
+
+
 @pytest.mark.slow
 def test_a_contender_that_fails_is_told_and_the_others_go_on():
     group = replace(groups(OPTIONS)[0], tasks=["conv3x3"])

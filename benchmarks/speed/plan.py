@@ -167,9 +167,10 @@ def groups(options: Options) -> list[Group]:
     if options.quick:
         return [smallest(options)]
     large = cifar10(128, 256) if options.device == "cuda" else cifar10(8, 16)
-    first = options.precisions[0]
-    small_ones = Group(digits(), options.device, first, everybody(first), DIGITS)
-    return [*(models(large, options, precision) for precision in options.precisions), small_ones, scores(options)]
+    steps = [models(large, options, precision) for precision in options.precisions]
+    shown = options.precisions if options.compiled else options.precisions[:1]  # so that a CPU is through in time
+    small_ones = [Group(digits(), options.device, precision, everybody(precision), DIGITS) for precision in shown]
+    return [*steps, *small_ones, scores(options)]
 
 
 def models(problem: Problem, options: Options, precision: str) -> Group:
