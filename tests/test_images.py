@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from ddpm.images import enlarged, from_levels, grid, to_uint8, write_png, write_webp
-from ddpm.pictures import enlarged_to
 
 GREY = torch.full((1, 8, 8), 128, dtype=torch.uint8)
 
@@ -72,4 +71,4 @@ def test_enlarging_repeats_pixels():
     assert torch.equal(enlarged(torch.tensor([[[1, 2]]]), 4), torch.tensor([[[1, 1, 2, 2], [1, 1, 2, 2]]]))
     tall = torch.zeros(5, 1, 6, 3)
     assert enlarged(tall, 12).shape == (5, 1, 12, 6)
-    assert enlarged_to(tall, 12).shape == (5, 1, 24, 12)
+    assert enlarged(tall, 12, size=tall.shape[-1]).shape == (5, 1, 24, 12)

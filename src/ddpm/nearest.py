@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm.images import to_pil
+from ddpm.images import enlarged, to_pil
 from ddpm.metric import Nearest
 from ddpm.metric.neighbours import Neighbours
-from ddpm.pictures import CELL, DOTS, Table, enlarged_to, write_table
+from ddpm.pictures import CELL, DOTS, Table, write_table
 from ddpm.whole import whole
 
 COLUMNS = ("sample", "rank", "training image", "distance")
@@ -110,7 +110,7 @@ def beside(metric: Nearest, shown: Neighbours) -> Tensor:
     """Each sample and its neighbours, large enough to see: uint8 (n, 1 + k, c, h, w)."""
     training = metric.training_images(shown.indices.flatten())
     cells = torch.cat((shown.images.unsqueeze(1), training.reshape(*shown.indices.shape, *training.shape[1:])), 1)
-    large = enlarged_to(cells.flatten(0, 1), CELL)
+    large = enlarged(cells.flatten(0, 1), CELL, size=cells.shape[-1])
     return large.reshape(*cells.shape[:2], *large.shape[1:])
 
 

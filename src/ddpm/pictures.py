@@ -88,7 +88,8 @@ def plot(figure: Figure, path: Path) -> Path:
     """The images, each pixel a square of whole pixels, between the labels of their columns and rows."""
     from matplotlib.figure import Figure as Sheet
 
-    cells = enlarged_to(to_uint8(figure.images.flatten(0, 1)).cpu(), CELL)
+    images = to_uint8(figure.images.flatten(0, 1)).cpu()
+    cells = enlarged(images, CELL, size=images.shape[-1])
     height, width, gap = *cells.shape[-2:], max(2, cells.shape[-1] // 24)
     page = np.asarray(to_pil(grid(cells, len(figure.columns), gap)).convert("RGB"))
     sheet = Sheet(figsize=(page.shape[1] / DOTS, page.shape[0] / DOTS), dpi=DOTS)
@@ -102,11 +103,6 @@ def plot(figure: Figure, path: Path) -> Path:
     with whole(path) as part:
         sheet.savefig(part, format="png", bbox_inches="tight", pad_inches=0.1)
     return path
-
-
-def enlarged_to(images: Tensor, least: int) -> Tensor:
-    """Images (b, c, h, w) with each pixel repeated until they are at least so wide."""
-    return enlarged(images, least, size=images.shape[-1])
 
 
 def centres(count: int, size: int, gap: int) -> list[float]:
